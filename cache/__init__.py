@@ -1,0 +1,1 @@
+"""The token cache: format, writer, reader, integrity. Knows nothing of encoders or training."""

@@ -1,0 +1,1 @@
+"""Stage one: raw data to samples tables, raw values to encoder inputs, encoders, fit and extraction."""

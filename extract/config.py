@@ -1,0 +1,118 @@
+"""Settings of stage one: encoders, fit and extraction.
+
+Frozen and strict: an unknown key is an error. No field has a default, because `params.yaml` is the only home of a
+value; units are in the names.
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Settings(BaseModel):
+    """Base of every settings section: immutable, unknown keys rejected."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, allow_inf_nan=False)
+
+
+class TransformerSettings(Settings):
+    """Size of a from-scratch Transformer encoder."""
+
+    width: PositiveInt
+    """Token width of the encoder's output."""
+    layers: PositiveInt
+    heads: PositiveInt
+    dropout: Fraction
+
+
+class TimeSeriesSettings(TransformerSettings):
+    """Regularly binned multivariate series with an observed mask per cell."""
+
+    type: Literal["timeseries"]
+    bins_per_token: PositiveInt
+    """Consecutive bins that form one token."""
+    max_bins: PositiveInt
+    """Longer series keep their last bins."""
+
+
+class AugmentSettings(Settings):
+    """Random affine changes of training images; never applied at extraction or evaluation."""
+
+    rotate_degrees: Annotated[float, Field(ge=0)]
+    translate: Fraction
+    """Largest shift as a fraction of the image side."""
+    scale: Fraction
+    """Scale is drawn from [1 - scale, 1 + scale]."""
+
+
+class ImageSettings(TransformerSettings):
+    """A timm Vision Transformer."""
+
+    type: Literal["vit"]
+    weights: str
+    """`scratch`, `timm:<model name>` (pretrained, from the hub or its local cache) or a local folder."""
+    image_size: PositiveInt
+    """Side in pixels."""
+    patch_size: PositiveInt
+    channels: Literal[1, 3]
+    augment: AugmentSettings | None
+
+
+class TextSettings(TransformerSettings):
+    """A transformers BERT."""
+
+    type: Literal["bert"]
+    weights: str
+    """`scratch`, `hf:<hub id>` or a local folder."""
+    revision: str | None
+    """Hub commit to pin."""
+    max_tokens: PositiveInt
+    """Longer texts are cut; includes [CLS] and [SEP]."""
+    vocabulary: PositiveInt
+    """Word pieces of a from-scratch tokenizer, trained on the training split."""
+
+
+class AudioSettings(TransformerSettings):
+    """A Transformer on log-mel frames."""
+
+    type: Literal["logmel"]
+    sample_rate_hz: PositiveInt
+    window_ms: PositiveInt
+    hop_ms: PositiveInt
+    mels: PositiveInt
+    frames_per_token: PositiveInt
+    max_seconds: Annotated[float, Field(gt=0)]
+
+
+EncoderSettings = Annotated[
+    TimeSeriesSettings | ImageSettings | TextSettings | AudioSettings, Field(discriminator="type")
+]
+
+
+class FitSettings(Settings):
+    """Unimodal training of one encoder: head on the frozen encoder first, then everything."""
+
+    batch_size: PositiveInt
+    frozen_epochs: Annotated[int, Field(ge=0)]
+    """Epochs with the encoder frozen; skipped for encoders that start from scratch."""
+    max_epochs: PositiveInt
+    patience_epochs: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    head_learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Annotated[float, Field(gt=0)]
+
+
+class ExtractSettings(Settings):
+    """Running the encoders over every sample."""
+
+    batch_size: PositiveInt
+    dtype: Literal["float16", "bfloat16", "float32"]
+    """Stored precision."""
+    precision: Literal["float32", "bfloat16"]
+    """Compute precision of the forward pass."""
+    samples_per_part: PositiveInt
+    """Samples per published, immutable part of the cache."""

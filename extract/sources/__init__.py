@@ -1,0 +1,1 @@
+"""One reader of raw data per data set; each writes a samples table."""

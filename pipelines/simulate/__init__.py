@@ -1,0 +1,1 @@
+"""Simulated cohorts in the raw layouts of real data sets."""

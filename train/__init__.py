@@ -1,0 +1,1 @@
+"""Stage two and the joint stage: model, masks, losses, compared methods, loops, evaluation."""

@@ -1,0 +1,105 @@
+"""Settings of stage two and the joint stage.
+
+Frozen and strict like `extract.config`; symbols of the paper are named where they occur (METHOD numbering: eq. 1-10).
+"""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from extract.config import Fraction, PositiveInt, Settings
+
+MethodName = Literal["selfmask", "modality_dropout", "zero_fill", "random_fill"]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class ModelSettings(Settings):
+    """Sizes shared by every method, so that a comparison compares methods."""
+
+    width: PositiveInt
+    """d, the shared token width."""
+    predictor_layers: PositiveInt
+    """Layers of g and h."""
+    fusion_layers: PositiveInt
+    """Layers of f."""
+    heads: PositiveInt
+    dropout: Fraction
+    pooling: Literal["cls", "mean"]
+    """How f turns tokens into one vector."""
+    head: Literal["linear", "residual_mlp"]
+    missing_tokens_cap: PositiveInt
+    """Upper bound of T^(m), the fixed number of tokens that stand for a missing modality."""
+
+
+class SelfMaskSettings(Settings):
+    """Every decision of the method that the paper leaves open is a field."""
+
+    alpha: Weight
+    """Weight of L_obs (eq. 10)."""
+    beta: Weight
+    """Weight of L_cross (eq. 10)."""
+    ratio_observed: Annotated[float, Field(gt=0, le=1)]
+    """Share of valid tokens masked for L_obs."""
+    ratio_cross: Annotated[float, Field(gt=0, le=1)]
+    """Share of valid tokens masked for L_cross."""
+    tau: Annotated[float, Field(ge=0, le=1)]
+    """Momentum of the moving average of g."""
+    draw_per: Literal["batch", "sample"]
+    reconstruction: Literal["sum", "mean"]
+    """Over the d features of eq. 6 and 8."""
+    target_grad: bool
+    target_norm: Literal["none", "layer"]
+    """`layer`: targets and predictions are compared after a LayerNorm without parameters."""
+    mask_policy: Literal["learned", "random", "attention"]
+    mask_gradient: Literal["straight_through", "adversarial", "none"]
+    positions: Literal["none", "learned"]
+    task_from: Literal["masked", "unmasked"]
+    """Which prediction of the missing tokens the task sees in training."""
+    fusion_sees_imputed: bool
+    """False: f attends to observed tokens only (the imputation then acts through the losses alone)."""
+    complete_task: Weight
+    """Weight of the task loss on everything that the sample naturally has."""
+    distill: Weight
+    """Weight of KL(incomplete prediction || the model's own prediction on everything the sample has)."""
+
+
+class TrainSettings(Settings):
+    """Loop of stage two, the same for every method."""
+
+    methods: tuple[MethodName, ...]
+    batch_size: PositiveInt
+    max_epochs: PositiveInt
+    patience_epochs: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Annotated[float, Field(gt=0)]
+    select_on: Literal["natural", "protocol", "both"]
+    """Missingness of the validation split on which the best epoch is chosen; `both` is their mean."""
+    precision: Literal["float32", "bfloat16"]
+    """Mixed precision on a GPU; the CPU computes in float32."""
+
+
+class JointSettings(Settings):
+    """Encoders and model together on masked inputs (eq. 5 as written)."""
+
+    blocks: Literal["all"] | PositiveInt
+    """`all`, or how many of each encoder's last blocks are trained."""
+    batch_size: PositiveInt
+    max_epochs: PositiveInt
+    patience_epochs: PositiveInt
+    learning_rate: Annotated[float, Field(gt=0)]
+    encoder_learning_rate: Annotated[float, Field(gt=0)]
+    weight_decay: Annotated[float, Field(ge=0)]
+    clip_norm: Annotated[float, Field(gt=0)]
+    checkpointing: bool
+    """Gradient checkpointing in the encoders: less memory, more time."""
+
+
+class EvaluateSettings(Settings):
+    """Missingness scenarios and intervals of the evaluation."""
+
+    mask_seed: int
+    """Seed of the stored table of dropped (sample, modality) pairs."""
+    missing_rates: tuple[Annotated[float, Field(ge=0, le=1)], ...]
+    bootstrap_draws: PositiveInt
+    batch_size: PositiveInt
