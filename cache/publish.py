@@ -1,7 +1,7 @@
 """Publish files and folders so that no reader ever sees half of one.
 
-Everything is written under a temporary name in the same folder, flushed to disk and renamed: after a kill at any
-instant the old content or the new is there. Costs one fsync per file.
+Everything is written under a temporary name in the same folder, flushed to disk and renamed: after a
+kill at any instant the old content or the new is there. Costs one fsync per file.
 """
 
 import hashlib

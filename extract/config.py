@@ -1,7 +1,7 @@
 """Settings of stage one: encoders, fit and extraction.
 
-Frozen and strict: an unknown key is an error. No field has a default, because `params.yaml` is the only home of a
-value; units are in the names.
+Frozen and strict: an unknown key is an error. No field has a default, because `params.yaml` is the only
+home of a value; units are in the names.
 """
 
 from typing import Annotated, Literal

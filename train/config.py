@@ -1,6 +1,6 @@
 """Settings of stage two and the joint stage.
 
-Frozen and strict like `extract.config`; symbols of the paper are named where they occur (METHOD numbering: eq. 1-10).
+Frozen and strict like `extract.config`; symbols of the paper are named where they occur (eq. 1-10).
 """
 
 from typing import Annotated, Literal

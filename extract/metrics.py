@@ -1,0 +1,103 @@
+"""Evaluation metrics by scikit-learn and SciPy; thresholds are fixed (0.5, argmax), never tuned on test.
+
+A metric that a split cannot define (one class only) is left out of the result, never reported as zero.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy.stats import pearsonr
+from sklearn import metrics as sk
+
+from extract.task import LabelKind, LabelSpec
+
+Array = np.ndarray
+CALIBRATION_BINS = 15
+MONITOR: dict[LabelKind, str] = {
+    "binary": "auroc",
+    "multilabel": "auroc",
+    "multiclass": "accuracy",
+    "regression": "neg_mae",
+}
+
+
+def monitor_name(spec: LabelSpec) -> str:
+    """Return the metric on which epochs are selected; larger is better."""
+    return MONITOR[spec.kind]
+
+
+def compute_metrics(probabilities: Array, labels: Array, spec: LabelSpec) -> dict[str, float]:
+    """Return every metric that is defined for these labels.
+
+    Args:
+        probabilities: [N, C], as `extract.task.probabilities` gives them.
+        labels: [N] or [N, L]; NaN marks an absent label.
+        spec: the label.
+    """
+    compute: dict[LabelKind, Callable[[Array, Array, LabelSpec], dict[str, float]]] = {
+        "binary": _binary,
+        "multiclass": _multiclass,
+        "multilabel": _multilabel,
+        "regression": _regression,
+    }
+    return compute[spec.kind](np.asarray(probabilities, np.float64), np.asarray(labels), spec)
+
+
+def expected_calibration_error(confidence: Array, correct: Array) -> float:
+    """Return the mean |confidence - accuracy| over equal-width bins, weighted by their share of samples."""
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = [abs(confidence[bins == b].sum() - correct[bins == b].sum()) for b in np.unique(bins)]
+    return float(sum(gaps) / max(len(confidence), 1))
+
+
+def _binary(probabilities: Array, labels: Array, spec: LabelSpec) -> dict[str, float]:
+    known = np.isfinite(labels)
+    score, truth = probabilities[known, 0], labels[known].astype(int)
+    predicted = (score >= 0.5).astype(int)
+    result = {
+        "accuracy": float((predicted == truth).mean()),
+        "f1_weighted": float(sk.f1_score(truth, predicted, average="weighted", zero_division=0)),
+        "nll": float(sk.log_loss(truth, score, labels=[0, 1])),
+        "ece": expected_calibration_error(score, truth),
+    }
+    if len(np.unique(truth)) == 2:
+        result["auroc"] = float(sk.roc_auc_score(truth, score))
+        result["auprc"] = float(sk.average_precision_score(truth, score))
+    return result
+
+
+def _multiclass(probabilities: Array, labels: Array, spec: LabelSpec) -> dict[str, float]:
+    known = np.isfinite(labels)
+    scores, truth = probabilities[known], labels[known].astype(int)
+    predicted, classes = scores.argmax(-1), np.arange(len(spec.classes))
+    result = {
+        "accuracy": float((predicted == truth).mean()),
+        "f1_weighted": float(sk.f1_score(truth, predicted, average="weighted", zero_division=0)),
+        "nll": float(sk.log_loss(truth, scores, labels=classes)),
+        "ece": expected_calibration_error(scores.max(-1), predicted == truth),
+    }
+    if len(np.unique(truth)) == len(classes):
+        one_hot = truth[:, None] == classes
+        result["auroc"] = float(sk.roc_auc_score(one_hot, scores, average="macro"))
+        result["auprc"] = float(sk.average_precision_score(one_hot, scores, average="macro"))
+    return result
+
+
+def _multilabel(probabilities: Array, labels: Array, spec: LabelSpec) -> dict[str, float]:
+    one = LabelSpec(kind="binary", names=("label",))
+    columns = {name: _binary(probabilities[:, [i]], labels[:, i], one) for i, name in enumerate(spec.names)}
+    keys = sorted({key for column in columns.values() for key in column})
+    result = {key: float(np.mean([c[key] for c in columns.values() if key in c])) for key in keys}
+    for name, column in columns.items():
+        result.update({f"{key}/{name}": value for key, value in column.items()})
+    return result
+
+
+def _regression(probabilities: Array, labels: Array, spec: LabelSpec) -> dict[str, float]:
+    known = np.isfinite(labels)
+    value, truth = probabilities[known, 0], labels[known]
+    error = float(np.abs(value - truth).mean())
+    result = {"mae": error, "neg_mae": -error, "binary_accuracy": float(((value > 0) == (truth > 0)).mean())}
+    if len(value) > 2 and value.std() > 0 and truth.std() > 0:
+        result["pearson"] = float(pearsonr(value, truth).statistic)
+    return result

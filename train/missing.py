@@ -1,0 +1,81 @@
+"""Which modalities are kept: seeded draws for training, stored scenarios for evaluation.
+
+Missingness is never baked into data. A draw only removes from what a sample naturally has, and never everything.
+In evaluation the draw of a sample depends on the seed and its id alone, not on the order or the other samples, so
+that every method and every subset of the test split sees the same missingness.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.errors import UserError
+
+BoolArray = np.ndarray
+
+
+def patterns(modalities: int) -> Tensor:
+    """Return all 2^M - 1 non-empty kept sets as bool [2^M - 1, M]."""
+    codes = torch.arange(1, 2**modalities)
+    return (codes[:, None] >> torch.arange(modalities)) % 2 == 1
+
+
+def draw_kept(observed: Tensor, per: Literal["batch", "sample"], generator: torch.Generator | None) -> Tensor:
+    """Draw the simulated missing set of Algorithm 1, line 2; returns what stays observed, bool [B, M].
+
+    `sample`: each sample draws uniformly from the non-empty subsets of what it has. `batch`: one of all 2^M - 1
+    sets for the batch; a sample that would keep nothing draws its own instead.
+
+    Args:
+        observed: natural availability, bool [B, M]; no row may be empty.
+        per: granularity of the draw.
+        generator: CPU generator; the result moves to `observed`'s device.
+    """
+    available = observed.cpu()
+    if not bool(available.any(-1).all()):
+        raise UserError("A sample has no observed modality. Run `selfmask check` on the samples table.")
+    table = patterns(available.shape[-1])
+    allowed = (table[None] & ~available[:, None]).sum(-1) == 0  # [B, P]: subsets of what the sample has
+    own = table[torch.multinomial(allowed.float(), 1, generator=generator).squeeze(-1)]
+    if per == "sample":
+        return own.to(observed.device)
+    common = table[torch.randint(len(table), (1,), generator=generator)] & available
+    return torch.where(common.any(-1, keepdim=True), common, own).to(observed.device)
+
+
+def drop_by_protocol(sample_ids: Sequence[str], observed: BoolArray, seed: int) -> BoolArray:
+    """Return kept [N, M] by the paper's protocol: half of the samples miss one modality, half miss two.
+
+    One or two of the modalities that the sample naturally has are dropped, each choice equally likely; a sample
+    that has too few keeps one.
+    """
+    kept = observed.copy()
+    for row, sample_id in enumerate(sample_ids):
+        draw = _sample_generator(seed, sample_id, "protocol")
+        available = np.flatnonzero(observed[row])
+        dropped = min(int(draw.integers(1, 3)), len(available) - 1)
+        kept[row, draw.permutation(available)[:dropped]] = False
+    return kept
+
+
+def drop_at_rate(sample_ids: Sequence[str], observed: BoolArray, rate: float, seed: int) -> BoolArray:
+    """Return kept [N, M] with every observed modality dropped at `rate`; one is always kept.
+
+    The same uniform numbers serve every rate, so a curve over rates drops nested sets.
+    """
+    kept = observed.copy()
+    for row, sample_id in enumerate(sample_ids):
+        draw = _sample_generator(seed, sample_id, "rate").random(observed.shape[1])
+        kept[row] &= draw >= rate
+        if not kept[row].any():
+            kept[row, np.argmax(np.where(observed[row], draw, -1.0))] = True
+    return kept
+
+
+def _sample_generator(seed: int, sample_id: str, purpose: str) -> np.random.Generator:
+    digest = hashlib.sha256(f"{purpose}:{seed}:{sample_id}".encode()).digest()
+    return np.random.default_rng(np.frombuffer(digest, dtype=np.uint64))

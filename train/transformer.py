@@ -1,0 +1,99 @@
+"""The small Transformers g, h and f on concatenated token sequences.
+
+One pre-norm stack serves predictor, mask predictor and fusion. Padding is excluded by the attention mask. The
+nested-tensor fast path is switched off: it would make outputs at padded places differ between training and
+evaluation.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from train.config import ModelSettings
+
+
+class TokenTransformer(nn.Module):
+    """Pre-norm Transformer encoder with a final LayerNorm: [B, T, D] to [B, T, D]."""
+
+    def __init__(self, model: ModelSettings, layers: int) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(
+            model.width,
+            model.heads,
+            dim_feedforward=4 * model.width,
+            dropout=model.dropout,
+            activation="gelu",
+            batch_first=True,
+            norm_first=True,
+        )
+        self.layers = nn.TransformerEncoder(
+            layer, layers, norm=nn.LayerNorm(model.width), enable_nested_tensor=False
+        )
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Encode `tokens` [B, T, D]; `valid` [B, T] marks what may be attended to."""
+        result: Tensor = self.layers(tokens, src_key_padding_mask=~valid)
+        return result
+
+    @torch.no_grad()
+    def attention_received(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Return the attention each token receives in the last layer, mean over heads and queries; [B, T]."""
+        hidden = tokens
+        for layer in self.layers.layers[:-1]:
+            hidden = layer(hidden, src_key_padding_mask=~valid)
+        last = self.layers.layers[-1]
+        normed = last.norm1(hidden)
+        _, weights = last.self_attn(normed, normed, normed, key_padding_mask=~valid, need_weights=True)
+        query = valid.to(weights.dtype)
+        received: Tensor = (weights * query[:, :, None]).sum(1) / query.sum(-1, keepdim=True)
+        return received
+
+
+class ResidualMLP(nn.Module):
+    """The head with a residual path that the paper uses for CMU-MOSEI."""
+
+    def __init__(self, width: int, outputs: int, dropout: float) -> None:
+        super().__init__()
+        self.hidden = nn.Sequential(
+            nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width)
+        )
+        self.out = nn.Linear(width, outputs)
+
+    def forward(self, pooled: Tensor) -> Tensor:
+        """[B, D] to [B, C]."""
+        result: Tensor = self.out(pooled + self.hidden(pooled))
+        return result
+
+
+class Fusion(nn.Module):
+    """f: a Transformer over all tokens, pooled, then a head: tokens to logits (eq. 9)."""
+
+    def __init__(self, model: ModelSettings, outputs: int) -> None:
+        super().__init__()
+        self.pooling: Literal["cls", "mean"] = model.pooling
+        self.transformer = TokenTransformer(model, model.fusion_layers)
+        self.summary = nn.Parameter(torch.randn(model.width) * 0.02)
+        self.dropout = nn.Dropout(model.dropout)
+        self.head: nn.Module = (
+            nn.Linear(model.width, outputs)
+            if model.head == "linear"
+            else ResidualMLP(model.width, outputs, model.dropout)
+        )
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """Return logits [B, C] from tokens [B, T, D]; a sample needs one valid token when pooling is `mean`."""
+        if self.pooling == "cls":
+            summary = self.summary.expand(len(tokens), 1, -1)
+            tokens = torch.cat([summary, tokens], dim=1)
+            valid = torch.cat([torch.ones_like(valid[:, :1]), valid], dim=1)
+        hidden = self.transformer(tokens, valid)
+        pooled = hidden[:, 0] if self.pooling == "cls" else masked_mean(hidden, valid)
+        logits: Tensor = self.head(self.dropout(pooled))
+        return logits
+
+
+def masked_mean(tokens: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the valid tokens; [B, T, D] to [B, D], zero where there is none."""
+    weight = valid.to(tokens.dtype)[:, :, None]
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
