@@ -31,9 +31,7 @@ def outputs(spec: LabelSpec) -> int:
     return len(spec.classes) if spec.kind == "multiclass" else len(spec.names)
 
 
-def task_loss(
-    logits: Tensor, labels: Tensor, spec: LabelSpec, reduction: Literal["mean", "none"] = "mean"
-) -> Tensor:
+def task_loss(logits: Tensor, labels: Tensor, spec: LabelSpec, reduction: Literal["mean", "none"] = "mean") -> Tensor:
     """Cross entropy, binary cross entropy or mean squared error (eq. 9).
 
     Args:

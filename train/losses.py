@@ -52,9 +52,7 @@ def distillation_loss(student: Tensor, teacher: Tensor, label: LabelSpec) -> Ten
     if label.kind == "regression":
         return F.mse_loss(student, teacher)
     if label.kind == "multiclass":
-        return F.kl_div(
-            student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean"
-        )
+        return F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="batchmean")
     soft = teacher.sigmoid()
     entropy = F.binary_cross_entropy_with_logits(teacher, soft)
     return F.binary_cross_entropy_with_logits(student, soft) - entropy

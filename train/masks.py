@@ -29,9 +29,7 @@ def top_k_mask(scores: Tensor, valid: Tensor, maskable: Tensor, ratio: float) ->
     allowed = maskable & valid
     ranked = scores.detach().masked_fill(~allowed, float("-inf"))
     order = ranked.argsort(dim=-1, descending=True, stable=True)
-    first = (
-        torch.arange(scores.shape[-1], device=scores.device) < masked_count(valid, allowed, ratio)[:, None]
-    )
+    first = torch.arange(scores.shape[-1], device=scores.device) < masked_count(valid, allowed, ratio)[:, None]
     return torch.zeros_like(allowed).scatter(-1, order, first) & allowed
 
 
@@ -39,19 +37,3 @@ def straight_through(hard: Tensor, scores: Tensor) -> Tensor:
     """Return the hard mask whose gradient is that of sigmoid(scores); float [B, T], exactly 0 or 1 forward."""
     soft = scores.sigmoid()
     return hard.to(soft.dtype) + (soft - soft.detach())
-
-
-class _Reverse(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, value: Tensor) -> Tensor:
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:  # type: ignore[override]
-        return -gradient
-
-
-def reverse_gradient(value: Tensor) -> Tensor:
-    """Identity forward, negated gradient backward: the scorer then looks for tokens that are hard to fill in."""
-    result: Tensor = _Reverse.apply(value)  # type: ignore[no-untyped-call]
-    return result

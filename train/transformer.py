@@ -27,9 +27,7 @@ class TokenTransformer(nn.Module):
             batch_first=True,
             norm_first=True,
         )
-        self.layers = nn.TransformerEncoder(
-            layer, layers, norm=nn.LayerNorm(model.width), enable_nested_tensor=False
-        )
+        self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(model.width), enable_nested_tensor=False)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """Encode `tokens` [B, T, D]; `valid` [B, T] marks what may be attended to."""
@@ -55,9 +53,7 @@ class ResidualMLP(nn.Module):
 
     def __init__(self, width: int, outputs: int, dropout: float) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(
-            nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width)
-        )
+        self.hidden = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Dropout(dropout), nn.Linear(width, width))
         self.out = nn.Linear(width, outputs)
 
     def forward(self, pooled: Tensor) -> Tensor:

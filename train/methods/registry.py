@@ -19,9 +19,7 @@ METHODS: dict[MethodName, Callable[[ModelSpec, ModelSettings, SelfMaskSettings],
 }
 
 
-def build_method(
-    name: MethodName, spec: ModelSpec, model: ModelSettings, selfmask: SelfMaskSettings
-) -> Method:
+def build_method(name: MethodName, spec: ModelSpec, model: ModelSettings, selfmask: SelfMaskSettings) -> Method:
     """Build a method with fresh weights from the global random state."""
     return METHODS[name](spec, model, selfmask)
 

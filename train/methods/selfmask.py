@@ -69,9 +69,7 @@ class SelfMask(Method):
         self.position = nn.ParameterDict()
         if selfmask.positions == "learned":
             rows = {m: max(spec.max_lengths[m], spec.missing_lengths[m]) for m in spec.modalities}
-            self.position.update(
-                {m: nn.Parameter(torch.randn(n, model.width) * 0.02) for m, n in rows.items()}
-            )
+            self.position.update({m: nn.Parameter(torch.randn(n, model.width) * 0.02) for m, n in rows.items()})
 
     def _vectors(self) -> nn.ParameterDict:
         width = self.model_settings.width
@@ -93,9 +91,7 @@ class SelfMask(Method):
         imputed = self.fill_in(self.g, tokens.values, tokens, observed)
         return self.fuse(tokens, imputed, observed)
 
-    def learn(
-        self, source: TokenSource, natural: Tensor, labels: Tensor, generator: torch.Generator | None
-    ) -> Output:
+    def learn(self, source: TokenSource, natural: Tensor, labels: Tensor, generator: torch.Generator | None) -> Output:
         """Algorithm 1 for one batch: draw, score, mask, predict, and the losses of eq. 6, 8, 9 and 10."""
         s, tokens, label = self.settings, source.tokens, self.spec.label
         observed = draw_kept(natural, s.draw_per, generator)  # line 2
@@ -121,22 +117,17 @@ class SelfMask(Method):
         spread = {f"target_sd/{m}": self._spread(tokens, natural, m) for m in self.spec.modalities}
         return Output(logits, {"loss": loss, **losses, **spread}, {"masks": hard_obs, "observed": observed})
 
-    def _complete(
-        self, tokens: Tokens, natural: Tensor, labels: Tensor, logits: Tensor, losses: PerModality
-    ) -> Tensor:
+    def _complete(self, tokens: Tokens, natural: Tensor, labels: Tensor, logits: Tensor, losses: PerModality) -> Tensor:
         complete = self.predict(tokens, natural)
         losses["complete"] = task_loss(complete, labels, self.spec.label)
         losses["distill"] = distillation_loss(logits, complete, self.spec.label)
         return self.settings.complete_task * losses["complete"] + self.settings.distill * losses["distill"]
 
-    def scores(
-        self, tokens: Tokens, observed: Tensor, generator: torch.Generator | None = None
-    ) -> PerModality:
+    def scores(self, tokens: Tokens, observed: Tensor, generator: torch.Generator | None = None) -> PerModality:
         """sigma = h(g_bar(...)) (eq. 3-4) or the scores of another mask policy; dict of [B, L_m]."""
         if self.settings.mask_policy == "random":
             return {
-                m: torch.rand(valid.shape, generator=generator).to(valid.device)
-                for m, valid in tokens.valid.items()
+                m: torch.rand(valid.shape, generator=generator).to(valid.device) for m, valid in tokens.valid.items()
             }
         sequence, valid = self.assemble(tokens.values, tokens, observed)
         sequence = sequence.detach()
@@ -187,9 +178,7 @@ class SelfMask(Method):
         sequence, valid = self.assemble(values, tokens, observed, imputed)
         return self.split(predictor(sequence, valid), values)
 
-    def reconstruction(
-        self, predicted: PerModality, tokens: Tokens, masks: PerModality, observed: Tensor
-    ) -> Tensor:
+    def reconstruction(self, predicted: PerModality, tokens: Tokens, masks: PerModality, observed: Tensor) -> Tensor:
         """Eq. 6 and eq. 8: mean over the observed modalities of 1/K |(Z^ - Z) M|_F^2."""
         columns = []
         for column, name in enumerate(self.spec.modalities):
@@ -198,9 +187,7 @@ class SelfMask(Method):
             if self.settings.target_norm == "layer":
                 target, guess = F.layer_norm(target, target.shape[-1:]), F.layer_norm(guess, guess.shape[-1:])
             columns.append(
-                reconstruction_loss(
-                    guess, target, masks[name], observed[:, column], self.settings.reconstruction
-                )
+                reconstruction_loss(guess, target, masks[name], observed[:, column], self.settings.reconstruction)
             )
         return mean_over_observed(torch.stack(columns, dim=-1), observed)
 

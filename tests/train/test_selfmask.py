@@ -1,0 +1,290 @@
+"""SelfMask against a loop-written reference, its invariants, and a pulse; every method's missing-modality invariance."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from cache.bank import TokenBatch
+from extract.task import LabelSpec
+from train.config import ModelSettings, SelfMaskSettings
+from train.losses import distillation_loss, mean_over_observed, reconstruction_loss
+from train.masks import masked_count, straight_through, top_k_mask
+from train.methods.base import Method, ModelSpec
+from train.methods.registry import METHODS, build_method
+from train.methods.selfmask import CachedSource, SelfMask
+
+LABEL = LabelSpec(kind="binary", names=("death",))
+MODEL = ModelSettings(
+    width=16,
+    predictor_layers=1,
+    fusion_layers=1,
+    heads=2,
+    dropout=0.0,
+    pooling="mean",
+    head="linear",
+    missing_tokens_cap=8,
+)
+BASE = {
+    "alpha": 0.5,
+    "beta": 0.5,
+    "ratio_observed": 0.25,
+    "ratio_cross": 0.5,
+    "tau": 0.9,
+    "draw_per": "sample",
+    "reconstruction": "sum",
+    "target_grad": False,
+    "target_norm": "none",
+    "mask_policy": "learned",
+    "mask_gradient": "straight_through",
+    "positions": "learned",
+    "task_from": "masked",
+    "fusion_sees_imputed": True,
+    "complete_task": 0.0,
+    "distill": 0.0,
+}
+SPEC = ModelSpec(
+    modalities=("a", "b", "c"),
+    widths={"a": 5, "b": 7, "c": 3},
+    missing_lengths={"a": 4, "b": 3, "c": 2},
+    max_lengths={"a": 6, "b": 6, "c": 6},
+    label=LABEL,
+)
+
+
+def settings(**changes: object) -> SelfMaskSettings:
+    return SelfMaskSettings.model_validate({**BASE, **changes})
+
+
+def make_batch(rows: int = 6, seed: int = 0, observed: Tensor | None = None) -> TokenBatch:
+    generator = torch.Generator().manual_seed(seed)
+    tokens, valid, maskable = {}, {}, {}
+    for name, width in SPEC.widths.items():
+        lengths = torch.randint(3, 7, (rows,), generator=generator)
+        valid[name] = torch.arange(6)[None] < lengths[:, None]
+        maskable[name] = valid[name] & (torch.arange(6) > 0)  # the first token is special
+        tokens[name] = torch.randn(rows, 6, width, generator=generator) * valid[name][:, :, None]
+    if observed is None:
+        observed = torch.rand(rows, 3, generator=generator) > 0.4
+        observed[:, 0] |= ~observed.any(-1)
+    labels = torch.randint(0, 2, (rows,), generator=generator).float()
+    return TokenBatch(tokens, valid, maskable, observed, labels)
+
+
+def build(name: str = "selfmask", **changes: object) -> Method:
+    torch.manual_seed(0)
+    return build_method(name, SPEC, MODEL, settings(**changes))  # type: ignore[arg-type]
+
+
+def test_losses_of_eq_6_and_8_equal_a_loop_written_reference() -> None:
+    model = build()
+    assert isinstance(model, SelfMask)
+    batch = make_batch(observed=torch.tensor([[1, 1, 0], [1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 1], [1, 0, 1]]).bool())
+    tokens = model.project(batch)
+    masks = model.masks(model.scores(tokens, batch.observed), tokens, 0.5)
+    predicted = {m: torch.randn_like(v) for m, v in tokens.values.items()}
+    total = 0.0
+    for row in range(6):
+        terms = []
+        for column, m in enumerate(SPEC.modalities):
+            if not batch.observed[row, column]:
+                continue
+            squares, k = 0.0, 0
+            for t in range(tokens.values[m].shape[1]):
+                if masks[m][row, t]:
+                    k += 1
+                    difference = predicted[m][row, t] - tokens.values[m][row, t]
+                    squares += float((difference**2).sum())
+            terms.append(squares / k)
+        total += sum(terms) / len(terms)
+    assert float(model.reconstruction(predicted, tokens, masks, batch.observed)) == pytest.approx(total / 6, rel=1e-5)
+
+
+def test_reconstruction_ignores_visible_tokens_and_mean_is_sum_over_width() -> None:
+    predicted, target = torch.randn(2, 4, 8), torch.randn(2, 4, 8)
+    mask = torch.tensor([[1, 0, 1, 0], [0, 1, 0, 0]]).bool()
+    seen = torch.ones(2, dtype=torch.bool)
+    before = reconstruction_loss(predicted, target, mask, seen, "sum")
+    moved = torch.where(mask[:, :, None], predicted, predicted + 100)
+    assert torch.equal(before, reconstruction_loss(moved, target, mask, seen, "sum"))
+    assert torch.allclose(before / 8, reconstruction_loss(predicted, target, mask, seen, "mean"))
+    assert reconstruction_loss(predicted, target, mask, ~seen, "sum").abs().sum() == 0
+    assert mean_over_observed(torch.tensor([[2.0, 9.0]]), torch.tensor([[True, False]])) == 2
+
+
+def test_top_k_never_picks_padding_or_special_tokens_and_reaches_every_maskable_token() -> None:
+    batch = make_batch(32)
+    valid, maskable = batch.valid["a"], batch.maskable["a"]
+    reached = torch.zeros_like(maskable)
+    for seed in range(200):
+        scores = torch.randn(valid.shape, generator=torch.Generator().manual_seed(seed))
+        mask = top_k_mask(scores, valid, maskable, 0.25)
+        assert not (mask & ~maskable).any()
+        assert torch.equal(mask.sum(-1), masked_count(valid, maskable, 0.25))
+        reached |= mask
+    assert torch.equal(reached, maskable)
+
+
+def test_top_k_marks_the_highest_scores_and_survives_a_sample_without_maskable_tokens() -> None:
+    scores = torch.tensor([[0.1, 0.9, 0.5, 0.7]])
+    all_valid = torch.ones(1, 4, dtype=torch.bool)
+    assert top_k_mask(scores, all_valid, all_valid, 0.5).tolist() == [[False, True, False, True]]
+    assert not top_k_mask(scores, all_valid, torch.zeros_like(all_valid), 0.5).any()
+
+
+def test_straight_through_is_exactly_hard_forward_and_sigmoid_backward() -> None:
+    scores = torch.randn(64, 9, dtype=torch.bfloat16, requires_grad=True)
+    hard = torch.rand(64, 9) > 0.5
+    mask = straight_through(hard, scores)
+    assert torch.equal(mask, hard.to(torch.bfloat16))
+    wide = torch.randn(5, requires_grad=True)
+    straight_through(torch.ones(5, dtype=torch.bool), wide).sum().backward()
+    assert wide.grad is not None
+    assert torch.allclose(wide.grad, wide.sigmoid() * (1 - wide.sigmoid()))
+
+
+def test_cached_mask_replaces_the_token_by_v() -> None:
+    model = build()
+    assert isinstance(model, SelfMask)
+    tokens = model.project(make_batch())
+    source = CachedSource(tokens, model.placeholder)
+    mask = torch.zeros(6, 6)
+    mask[:, 2] = 1
+    masked = source.masked("a", mask)
+    assert torch.equal(masked[:, 2], model.placeholder["a"].expand(6, -1))
+    assert torch.equal(masked[:, [0, 1, 3, 4, 5]], tokens.values["a"][:, [0, 1, 3, 4, 5]])
+
+
+def gradients(**changes: object) -> dict[str, Tensor | None]:
+    model = build(**changes).train()
+    model(make_batch(16), torch.Generator().manual_seed(1)).losses["loss"].backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_every_module_gets_a_gradient_and_the_moving_average_none() -> None:
+    for name, gradient in gradients(complete_task=1.0, distill=1.0).items():
+        if name.startswith("g_bar") or name == "fusion.summary":
+            assert gradient is None, name
+        else:
+            assert gradient is not None, name
+            if "in_proj_bias" not in name:
+                assert gradient.abs().sum() > 0, name
+
+
+@pytest.mark.parametrize(("policy", "gradient"), [("learned", "none"), ("random", "straight_through"), ("attention", "none")])
+def test_the_mask_predictor_gets_a_gradient_only_when_asked(policy: str, gradient: str) -> None:
+    found = gradients(mask_policy=policy, mask_gradient=gradient)
+    assert all(g is None or g.abs().sum() == 0 for n, g in found.items() if n.startswith(("h.", "score.")))
+
+
+def test_adversarial_turns_the_reconstruction_gradient_of_the_scorer_around() -> None:
+    """The task reaches the scores through nothing when it sees the unmasked imputation: gradients are then opposite."""
+    plain = gradients(task_from="unmasked")
+    turned = gradients(task_from="unmasked", mask_gradient="adversarial")
+    for name, gradient in plain.items():
+        other = turned[name]
+        if gradient is None or other is None:
+            assert gradient is other
+        elif name.startswith(("h.", "score.")):
+            assert torch.allclose(other, -gradient, atol=1e-6, rtol=1e-4), name
+        else:
+            assert torch.allclose(other, gradient, atol=1e-6, rtol=1e-4), name
+
+
+def test_targets_have_no_gradient_unless_asked() -> None:
+    def projection_gradient(target_grad: bool) -> Tensor:
+        model = build(target_grad=target_grad).train()
+        assert isinstance(model, SelfMask)
+        tokens = model.project(make_batch())
+        masks = model.masks(model.scores(tokens, make_batch().observed), tokens, 0.5)
+        guess = {m: torch.zeros_like(v) for m, v in tokens.values.items()}
+        loss = model.reconstruction(guess, tokens, masks, make_batch().observed)
+        if not loss.requires_grad:
+            return torch.zeros(1)
+        loss.backward()
+        return model.project.maps["a"][0].weight.grad  # type: ignore[union-attr,index,return-value]
+
+    assert projection_gradient(True).abs().sum() > 0
+    assert projection_gradient(False).abs().sum() == 0
+
+
+def test_moving_average_follows_the_predictor() -> None:
+    model = build(tau=0.9)
+    assert isinstance(model, SelfMask)
+    before = [p.clone() for p in model.g_bar.average.parameters()]
+    with torch.no_grad():
+        for p in model.g.parameters():
+            p.add_(1.0)
+    model.after_step()
+    for old, new, current in zip(before, model.g_bar.average.parameters(), model.g.parameters(), strict=True):
+        assert torch.allclose(new, 0.9 * old + 0.1 * current, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_predictions_ignore_content_and_length_of_what_is_missing(name: str) -> None:
+    model = build(name).eval()
+    observed = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [0, 1, 0]]).bool()
+    batch = make_batch(observed=observed)
+    tokens, valid, maskable = {}, {}, {}
+    for column, m in enumerate(SPEC.modalities):
+        absent = ~observed[:, column]
+        tokens[m] = torch.cat([batch.tokens[m], torch.zeros(6, 5, SPEC.widths[m])], dim=1)
+        valid[m] = torch.cat([batch.valid[m], torch.zeros(6, 5, dtype=torch.bool)], dim=1)
+        tokens[m][absent] = 1e3
+        valid[m][absent] = True
+        maskable[m] = valid[m]
+    changed = TokenBatch(tokens, valid, maskable, observed, batch.labels)
+    with torch.no_grad():
+        assert torch.allclose(model(batch).logits, model(changed).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_evaluation_does_not_depend_on_batch_mates(name: str) -> None:
+    model, batch = build(name).eval(), make_batch()
+    alone = [
+        TokenBatch(
+            {m: v[[i]] for m, v in batch.tokens.items()},
+            {m: v[[i]] for m, v in batch.valid.items()},
+            {m: v[[i]] for m, v in batch.maskable.items()},
+            batch.observed[[i]],
+            None,
+        )
+        for i in range(6)
+    ]
+    with torch.no_grad():
+        together = model(batch).logits
+        assert torch.allclose(together, torch.cat([model(one).logits for one in alone]), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_learns(name: str) -> None:
+    torch.manual_seed(0)
+    model = build(name).train()
+    batch = make_batch(32, observed=torch.ones(32, 3, dtype=torch.bool))
+    assert batch.labels is not None
+    shifted = {m: v + 2 * batch.labels[:, None, None] for m, v in batch.tokens.items()}
+    batch = TokenBatch(shifted, batch.valid, batch.maskable, batch.observed, batch.labels)
+    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+    generator = torch.Generator().manual_seed(0)
+    task = []
+    for _ in range(60):
+        output = model(batch, generator)
+        optimizer.zero_grad()
+        output.losses["loss"].backward()
+        optimizer.step()
+        model.after_step()
+        task.append(float(output.losses.get("task", output.losses["loss"])))
+    assert math.isfinite(task[-1])
+    assert task[-1] < 0.5 * task[0]
+
+
+def test_distillation_is_zero_for_equal_predictions_and_has_no_gradient_to_the_teacher() -> None:
+    logits = torch.randn(8, 1, requires_grad=True)
+    assert distillation_loss(logits, logits, LABEL).abs() < 1e-6
+    teacher = torch.randn(8, 1, requires_grad=True)
+    distillation_loss(logits, teacher, LABEL).backward()
+    assert teacher.grad is None
+    classes = LabelSpec(kind="multiclass", names=("y",), classes=("p", "q", "r"))
+    three = torch.randn(8, 3)
+    assert distillation_loss(three, three, classes).abs() < 1e-6

@@ -1,0 +1,95 @@
+"""Encoders in the place of the cache: tokens computed on demand, and inputs masked as eq. 5 is written.
+
+`EncodedBank` has the interface of `cache.bank.TokenBank`, so that evaluation and prediction run unchanged on fresh
+tokens. `EncodedSource` is the joint stage's `TokenSource`: the mask replaces token *inputs* of the encoder, so that
+gradients reach the encoder, its placeholder V and the mask predictor. Only the rows that have a modality are encoded.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cache.bank import TokenBatch
+from extract.encoders.base import Embedded, Encoder
+from extract.inputs import InputBank, InputBatch
+from train.methods.base import Projections, Tokens
+
+
+def scatter(values: Tensor, rows: Tensor, batch: int) -> Tensor:
+    """Put `values` [R, ...] at the batch rows `rows`; zeros (False) elsewhere, [B, ...]."""
+    return values.new_zeros(batch, *values.shape[1:]).index_copy(0, rows, values)
+
+
+def to_token_batch(
+    encoders: Mapping[str, Encoder] | nn.ModuleDict, batch: InputBatch, embedded: Mapping[str, Embedded]
+) -> TokenBatch:
+    """Encode the embedded inputs, unmasked, into native tokens of the whole batch."""
+    size, device = len(batch.observed), batch.observed.device
+    tokens, valid, maskable = {}, {}, {}
+    for name in encoders:
+        encoder = encoders[name]
+        if name not in embedded:
+            tokens[name] = torch.zeros(size, 1, int(encoder.width), device=device)
+            valid[name] = maskable[name] = torch.zeros(size, 1, dtype=torch.bool, device=device)
+            continue
+        rows = batch.rows[name]
+        native = encoder.encode(embedded[name]) * embedded[name].valid[:, :, None]
+        tokens[name] = scatter(native, rows, size)
+        valid[name] = scatter(embedded[name].valid, rows, size)
+        maskable[name] = scatter(embedded[name].maskable, rows, size)
+    return TokenBatch(tokens, valid, maskable, batch.observed, batch.labels)
+
+
+def embed(encoders: Mapping[str, Encoder] | nn.ModuleDict, batch: InputBatch) -> dict[str, Embedded]:
+    """Token inputs of every modality that a row of the batch has."""
+    return {name: encoders[name].embed(inputs) for name, inputs in batch.inputs.items()}
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """Joint stage: Z~^(m) = P(E^(m)(X (1 - M) + V M)), eq. 5 as written."""
+
+    encoders: nn.ModuleDict
+    project: Projections
+    embedded: Mapping[str, Embedded]
+    batch: InputBatch
+    tokens: Tokens
+
+    @classmethod
+    def build(cls, encoders: nn.ModuleDict, project: Projections, batch: InputBatch) -> "EncodedSource":
+        """Embed and encode the batch, unmasked."""
+        embedded = embed(encoders, batch)
+        tokens = project(to_token_batch(encoders, batch, embedded))
+        return cls(encoders, project, embedded, batch, tokens)
+
+    def masked(self, modality: str, mask: Tensor) -> Tensor:
+        """Encode with the input tokens under `mask` [B, L_m] replaced by V; [B, L_m, D]."""
+        if modality not in self.embedded:
+            return self.tokens.values[modality]
+        embedded, rows = self.embedded[modality], self.batch.rows[modality]
+        own = mask[rows, : embedded.valid.shape[1]]
+        native = self.encoders[modality].encode_masked(embedded, own) * embedded.valid[:, :, None]
+        return self.project.project(modality, scatter(native, rows, len(mask)))
+
+
+class EncodedBank:
+    """A token bank whose tokens come from encoders at each call; same interface as `TokenBank`."""
+
+    def __init__(self, encoders: Mapping[str, Encoder], inputs: InputBank, device: torch.device | str = "cpu") -> None:
+        self.encoders = encoders
+        self.inputs = inputs
+        self.device = device
+        self.modalities = inputs.modalities
+        self.observed = inputs.observed
+        self.labels = inputs.labels
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    @torch.no_grad()
+    def batch(self, rows: Tensor) -> TokenBatch:
+        """Encode the given rows, int64 [B]."""
+        batch = self.inputs.batch(rows.cpu()).to(self.device)
+        return to_token_batch(self.encoders, batch, embed(self.encoders, batch))
