@@ -113,7 +113,7 @@ def _load(folders: Mapping[str, Path], checkpoint: Path, joint: JointSettings) -
     method, config = load_checkpoint(checkpoint)
     if not isinstance(method, SelfMask):
         raise UserError(
-            f"{checkpoint} holds '{config.get('method')}'; only selfmask can be fine-tuned. Run `selfmask train selfmask`."
+            f"{checkpoint} holds '{config.get('method')}'; only selfmask is fine-tuned. Run `selfmask train selfmask`."
         )
     absent = [m for m in method.spec.modalities if m not in folders]
     if absent:

@@ -1,4 +1,4 @@
-"""SelfMask against a loop-written reference, its invariants, and a pulse; every method's missing-modality invariance."""
+"""SelfMask against a loop-written reference, its invariants and a pulse; invariances of every method."""
 
 import math
 
@@ -172,7 +172,9 @@ def test_every_module_gets_a_gradient_and_the_moving_average_none() -> None:
                 assert gradient.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize(("policy", "gradient"), [("learned", "none"), ("random", "straight_through"), ("attention", "none")])
+@pytest.mark.parametrize(
+    ("policy", "gradient"), [("learned", "none"), ("random", "straight_through"), ("attention", "none")]
+)
 def test_the_mask_predictor_gets_a_gradient_only_when_asked(policy: str, gradient: str) -> None:
     found = gradients(mask_policy=policy, mask_gradient=gradient)
     assert all(g is None or g.abs().sum() == 0 for n, g in found.items() if n.startswith(("h.", "score.")))

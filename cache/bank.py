@@ -1,0 +1,137 @@
+"""The resident form of token caches: minibatches by index arithmetic and one gather per modality.
+
+All tokens of a split lie in one flat tensor per modality, [tokens + 1, width] in the stored type, whose last row is
+zero and serves as padding. A batch is one gather on the device: no Python loop over samples, no workers. Memory is
+that of the stored tokens.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cache.errors import UserError
+from cache.parts import read_array
+from cache.store import Place, TokenStore
+
+
+@dataclass(frozen=True)
+class TokenBatch:
+    """One minibatch; dicts by modality in the order of `observed`'s columns.
+
+    tokens: float32 [B, T_m, width_m], zero at padding; valid, maskable: bool [B, T_m]; observed: bool [B, M];
+    labels: float32 [B] or [B, L], or None.
+    """
+
+    tokens: dict[str, Tensor]
+    valid: dict[str, Tensor]
+    maskable: dict[str, Tensor]
+    observed: Tensor
+    labels: Tensor | None
+
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """Names in the order of `observed`'s columns."""
+        return tuple(self.tokens)
+
+    def with_observed(self, observed: Tensor) -> "TokenBatch":
+        """Return the batch with another observed mask [B, M]."""
+        return replace(self, observed=observed.to(self.observed.device))
+
+
+@dataclass(frozen=True)
+class _Flat:
+    tokens: Tensor  # [tokens + 1, width]
+    maskable: Tensor  # bool [tokens + 1]
+    starts: Tensor  # int64 [N]
+    lengths: Tensor  # int64 [N]
+
+
+class TokenBank:
+    """Aligned tokens of N samples over M modalities."""
+
+    def __init__(self, flats: Mapping[str, _Flat], labels: Tensor | None, device: torch.device | str) -> None:
+        self.modalities = tuple(flats)
+        self.widths = {m: int(flat.tokens.shape[1]) for m, flat in flats.items()}
+        self.lengths = {m: flat.lengths.cpu() for m, flat in flats.items()}
+        self.observed = torch.stack([flat.lengths > 0 for flat in flats.values()], dim=-1).cpu()
+        self.labels = labels
+        self.device = torch.device(device)
+        self._flats = dict(flats)
+
+    @classmethod
+    def load(
+        cls,
+        stores: Mapping[str, TokenStore],
+        sample_ids: Sequence[str],
+        labels: np.ndarray | None,
+        device: torch.device | str = "cpu",
+    ) -> "TokenBank":
+        """Load the tokens of `sample_ids` from each modality's complete cache.
+
+        A sample without tokens in a modality has observed = False there.
+
+        Raises:
+            UserError: a cache is incomplete, or no sample is given.
+        """
+        if not sample_ids:
+            raise UserError("A token bank needs at least one sample. Check the split with `selfmask check`.")
+        flats = {m: _load_flat(store, sample_ids, device) for m, store in stores.items()}
+        known = None if labels is None else torch.from_numpy(np.asarray(labels, np.float32))
+        return cls(flats, known, device)
+
+    def __len__(self) -> int:
+        return len(self.observed)
+
+    def batch(self, rows: Tensor) -> TokenBatch:
+        """Gather the given samples, int64 [B], padded to the longest of them."""
+        tokens, valid, maskable = {}, {}, {}
+        device_rows = rows.to(self.device)
+        for name, flat in self._flats.items():
+            lengths = flat.lengths[device_rows]
+            place = torch.arange(max(1, int(lengths.max())), device=self.device)
+            valid[name] = place[None] < lengths[:, None]
+            index = torch.where(valid[name], flat.starts[device_rows, None] + place, len(flat.tokens) - 1)
+            tokens[name] = flat.tokens[index].float()
+            maskable[name] = flat.maskable[index]
+        labels = None if self.labels is None else self.labels[rows.cpu()].to(self.device)
+        return TokenBatch(tokens, valid, maskable, self.observed[rows.cpu()].to(self.device), labels)
+
+
+def _load_flat(store: TokenStore, sample_ids: Sequence[str], device: torch.device | str) -> _Flat:
+    view, places = store.view(), store.places()
+    found = [places.get((i, view.get(i, ""))) for i in sample_ids]
+    starts, lengths = np.zeros(len(found), np.int64), np.zeros(len(found), np.int64)
+    tokens, flags, total = [], [], 0
+    by_part: dict[str, list[tuple[int, Place]]] = {}
+    for row, place in enumerate(found):
+        if place is not None:
+            by_part.setdefault(place.part, []).append((row, place))
+    for entry in store.entries():
+        offsets = np.asarray(read_array(store.path, entry, "offsets"))
+        mapped, bits = read_array(store.path, entry, "tokens"), store.maskable_bits(entry)
+        for row, place in sorted(by_part.get(entry["part"], []), key=lambda pair: pair[1].row):
+            start, end = int(offsets[place.row]), int(offsets[place.row + 1])
+            starts[row], lengths[row] = total, end - start
+            tokens.append(np.asarray(mapped[start:end]))
+            flags.append(bits[start:end])
+            total += end - start
+    return _Flat(
+        _as_tensor([*tokens, np.zeros((1, store.width), _bank_dtype(store))], store.dtype).to(device),
+        torch.from_numpy(np.concatenate([*flags, np.zeros(1, bool)])).to(device),
+        torch.from_numpy(starts).to(device),
+        torch.from_numpy(lengths).to(device),
+    )
+
+
+def _bank_dtype(store: TokenStore) -> str:
+    return "uint16" if store.dtype == "bfloat16" else store.dtype
+
+
+def _as_tensor(pieces: list[np.ndarray], dtype: str) -> Tensor:
+    flat = np.concatenate(pieces)
+    if dtype == "bfloat16":
+        return torch.from_numpy(flat.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(flat)
