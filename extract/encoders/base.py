@@ -1,0 +1,101 @@
+"""The interface of every encoder: embed, (mask), encode.
+
+`embed` turns inputs into token inputs without positions, `encode` adds positions and contextualises, so that eq. 5,
+masking an encoder's input, is `encode(where(mask, V, tokens))` and a masked token keeps its position. Padding goes to
+the attention mask only, masking to the tokens only.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Token inputs: tokens [B, T, d_in]; valid and maskable, bool [B, T]."""
+
+    tokens: Tensor
+    valid: Tensor
+    maskable: Tensor
+
+
+class Encoder(nn.Module, ABC):
+    """Maps raw values of one modality to token sequences; one output token per input token."""
+
+    width: int
+    """Width of the output tokens."""
+    input_width: int
+    """d_in, the width of the token inputs."""
+
+    def __init__(self, width: int, input_width: int) -> None:
+        super().__init__()
+        self.width, self.input_width = width, input_width
+        self.placeholder = nn.Parameter(torch.randn(input_width) * 0.02)  # V
+
+    @abstractmethod
+    def preprocess(self, value: Any) -> dict[str, np.ndarray]:
+        """Turn one raw value into arrays; raises UnreadableValue with a reason."""
+
+    @abstractmethod
+    def collate(self, items: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+        """Pad and stack preprocessed values."""
+
+    @abstractmethod
+    def embed(self, inputs: dict[str, Tensor]) -> Embedded:
+        """Token inputs of a collated batch, without positions."""
+
+    @abstractmethod
+    def encode(self, embedded: Embedded) -> Tensor:
+        """Contextualised tokens, float32 [B, T, width]."""
+
+    @abstractmethod
+    def spec(self) -> dict[str, Any]:
+        """Return name, options, preprocessing and token layout: what the cache key records besides the weights."""
+
+    @abstractmethod
+    def blocks(self) -> list[nn.Module]:
+        """Return the Transformer blocks in order."""
+
+    @abstractmethod
+    def token_spans(self, value: Any) -> list[tuple[float, ...]]:
+        """Return the part of the input behind each token: pixel boxes, character spans, or (start, end)."""
+
+    def encode_masked(self, embedded: Embedded, mask: Tensor) -> Tensor:
+        """Encode X (1 - M) + V M (eq. 5); differentiable in `mask` [B, T], in V and in the inputs."""
+        weight = mask.to(embedded.tokens.dtype)[:, :, None]
+        mixed = embedded.tokens * (1 - weight) + self.placeholder * weight
+        return self.encode(replace(embedded, tokens=mixed))
+
+    def forward(self, inputs: dict[str, Tensor]) -> tuple[Tensor, Embedded]:
+        """Return tokens [B, T, width] and the embedded inputs with their masks."""
+        embedded = self.embed(inputs)
+        return self.encode(embedded), embedded
+
+    def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Randomly change training inputs; the identity by default."""
+        return inputs
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Switch gradient checkpointing, where the encoder supports it."""
+
+    def fit_statistics(self, values: Sequence[dict[str, np.ndarray]]) -> None:
+        """Fit normalisation on preprocessed training values; nothing by default."""
+
+    def assets(self) -> dict[str, Any]:
+        """Return what `load` needs besides settings and weights, as JSON (a tokenizer, channel names)."""
+        return {}
+
+
+def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Stack arrays [T_i, ...] into zero-padded [B, T, ...] and bool valid [B, T]."""
+    lengths = np.array([len(array) for array in arrays])
+    stacked = np.zeros((len(arrays), int(lengths.max()), *arrays[0].shape[1:]), arrays[0].dtype)
+    for row, array in enumerate(arrays):
+        stacked[row, : len(array)] = array
+    valid = np.arange(stacked.shape[1])[None] < lengths[:, None]
+    return torch.from_numpy(stacked), torch.from_numpy(valid)

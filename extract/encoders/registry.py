@@ -1,0 +1,98 @@
+"""Encoders by settings: build, save, load.
+
+A saved encoder is a folder with `model.safetensors` and `config.json` (settings, modality, assets such as the
+tokenizer); nothing is pickled, and a fitted encoder never needs the hub again.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+
+from cache.errors import UserError
+from cache.publish import replacing, write_json
+from extract.config import AudioSettings, EncoderSettings, ImageSettings, TextSettings, TimeSeriesSettings
+from extract.encoders.base import Encoder
+from extract.samples import ModalitySpec
+
+KINDS = {"timeseries": "timeseries", "vit": "image", "bert": "text", "logmel": "audio"}
+SETTINGS: TypeAdapter[Any] = TypeAdapter(EncoderSettings)
+
+
+def build_encoder(
+    settings: EncoderSettings, modality: ModalitySpec, train_values: Callable[[], Iterable[Any]]
+) -> Encoder:
+    """Build an encoder for a modality.
+
+    Args:
+        settings: from params.yaml.
+        modality: its declaration in the samples table.
+        train_values: raw values of the training split, for a tokenizer trained from scratch.
+
+    Raises:
+        UserError: the encoder does not read this kind of modality.
+    """
+    if KINDS[settings.type] != modality.kind:
+        raise UserError(
+            f"Encoder '{settings.type}' reads {KINDS[settings.type]}; modality '{modality.name}' is {modality.kind}."
+        )
+    if isinstance(settings, TextSettings):
+        from extract.encoders.text import pretrained_tokenizer, train_tokenizer
+
+        scratch = settings.weights == "scratch"
+        tokenizer = (
+            train_tokenizer(train_values(), settings.vocabulary, settings.max_tokens)
+            if scratch
+            else pretrained_tokenizer(settings)
+        )
+        return _assemble(settings, {"tokenizer": tokenizer.to_str()}, load_weights=True)
+    return _assemble(settings, {"channels": list(modality.channels)}, load_weights=True)
+
+
+def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any]) -> None:
+    """Write weights, then `config.json`; `extra` is kept in it (what fitted it)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with replacing(folder / "model.safetensors") as temporary:
+        save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, temporary)
+    settings = encoder.settings.model_dump(mode="json")  # type: ignore[operator,union-attr]
+    write_json(folder / "config.json", {"settings": settings, "assets": encoder.assets(), "extra": extra})
+
+
+def load_encoder(folder: Path) -> Encoder:
+    """Rebuild a saved encoder, in evaluation mode.
+
+    Raises:
+        UserError: the folder holds no complete encoder.
+    """
+    try:
+        config = json.loads((folder / "config.json").read_text())
+        encoder = _assemble(SETTINGS.validate_python(config["settings"]), config["assets"], load_weights=False)
+        encoder.load_state_dict(load_file(folder / "model.safetensors"))
+    except FileNotFoundError as error:
+        raise UserError(f"There is no fitted encoder in {folder}. Run `selfmask fit`.") from error
+    except (KeyError, ValueError, ValidationError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"The encoder in {folder} cannot be loaded: {error}. Run `selfmask fit` again.") from error
+    return encoder.eval()
+
+
+def _assemble(settings: EncoderSettings, assets: dict[str, Any], *, load_weights: bool) -> Encoder:
+    if isinstance(settings, TimeSeriesSettings):
+        from extract.encoders.timeseries import TimeSeriesEncoder
+
+        return TimeSeriesEncoder(settings, assets["channels"])
+    if isinstance(settings, ImageSettings):
+        from extract.encoders.image import ImageEncoder
+
+        return ImageEncoder(settings, load_weights=load_weights)
+    if isinstance(settings, AudioSettings):
+        from extract.encoders.audio import AudioEncoder
+
+        return AudioEncoder(settings)
+    from extract.encoders.text import TextEncoder
+
+    return TextEncoder(settings, Tokenizer.from_str(assets["tokenizer"]), load_weights=load_weights)

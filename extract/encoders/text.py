@@ -1,0 +1,150 @@
+"""BERT through transformers: word-piece tokens; [CLS] and [SEP] are never maskable.
+
+Word embeddings are the mask point; type and position embeddings and the LayerNorm come after it inside the model. A
+from-scratch encoder trains its own WordPiece tokenizer on the training split. No remote code runs: a repository with
+code of its own (CXR-BERT) is loaded into a stock BERT trunk.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from torch import Tensor, nn
+
+from cache.errors import UserError
+from extract.config import TextSettings
+from extract.encoders import torchvision_schema  # noqa: F401  (before transformers)
+from extract.encoders.base import Embedded, Encoder, pad
+from extract.values import UnreadableValue
+
+from transformers import AutoTokenizer, BertConfig, BertModel  # isort: skip
+
+SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+MASK_TOKEN = "[MASK]"
+
+
+class TextEncoder(Encoder):
+    """Word-piece tokens of a BERT trunk."""
+
+    def __init__(self, settings: TextSettings, tokenizer: Tokenizer, *, load_weights: bool = True) -> None:
+        bert = _build(settings, tokenizer, load_weights)
+        super().__init__(bert.config.hidden_size, bert.config.hidden_size)
+        self.settings, self.bert, self.tokenizer = settings, bert, tokenizer
+        mask = tokenizer.token_to_id(MASK_TOKEN)
+        if mask is not None and settings.weights != "scratch":  # what pretraining used at exactly this point
+            self.placeholder.data.copy_(bert.get_input_embeddings().weight[mask].detach())
+
+    def preprocess(self, value: str) -> dict[str, np.ndarray]:
+        """Return token ids and which of them are special; at most `max_tokens`."""
+        encoding = self.tokenizer.encode(value)
+        if len(encoding.ids) <= sum(encoding.special_tokens_mask):
+            raise UnreadableValue("text has no token")
+        return {
+            "ids": np.asarray(encoding.ids, np.int64),
+            "special": np.asarray(encoding.special_tokens_mask, bool),
+        }
+
+    def collate(self, items: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
+        """`ids` [B, T], `valid` and `special` bool [B, T]."""
+        ids, valid = pad([item["ids"] for item in items])
+        special, _ = pad([item["special"] for item in items])
+        return {"ids": ids, "valid": valid, "special": special}
+
+    def embed(self, inputs: dict[str, Tensor]) -> Embedded:
+        """Word embeddings."""
+        tokens = self.bert.get_input_embeddings()(inputs["ids"])
+        return Embedded(tokens, inputs["valid"], inputs["valid"] & ~inputs["special"])
+
+    def encode(self, embedded: Embedded) -> Tensor:
+        """The BERT trunk on word embeddings."""
+        output = self.bert(inputs_embeds=embedded.tokens, attention_mask=embedded.valid.long())
+        result: Tensor = output.last_hidden_state.float()
+        return result
+
+    def spec(self) -> dict[str, Any]:
+        """Name, options, preprocessing, layout."""
+        return {
+            "name": "bert",
+            "options": self.settings.model_dump(mode="json"),
+            "preprocessing": {"max_tokens": self.settings.max_tokens, "tokenizer": self.tokenizer.to_str()},
+            "layout": {"kind": "word pieces"},
+        }
+
+    def blocks(self) -> list[nn.Module]:
+        """Transformer blocks."""
+        return list(self.bert.encoder.layer)
+
+    def set_checkpointing(self, enabled: bool) -> None:
+        """Recompute blocks in the backward pass."""
+        if enabled:
+            self.bert.gradient_checkpointing_enable()
+        else:
+            self.bert.gradient_checkpointing_disable()
+
+    def token_spans(self, value: str) -> list[tuple[float, ...]]:
+        """Character spans; (0, 0) for special tokens."""
+        return [(float(a), float(b)) for a, b in self.tokenizer.encode(value).offsets]
+
+    def assets(self) -> dict[str, Any]:
+        """The tokenizer, as its own JSON."""
+        return {"tokenizer": self.tokenizer.to_str()}
+
+
+def train_tokenizer(texts: Iterable[str], vocabulary: int, max_tokens: int) -> Tokenizer:
+    """Train a lower-casing WordPiece tokenizer on the given texts."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    return with_limit(tokenizer, max_tokens)
+
+
+def pretrained_tokenizer(settings: TextSettings) -> Tokenizer:
+    """Load the fast tokenizer that belongs to pretrained weights."""
+    name = settings.weights.removeprefix("hf:")
+    try:
+        loaded = AutoTokenizer.from_pretrained(name, revision=settings.revision, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot load the tokenizer of {settings.weights}: {error}") from error
+    return with_limit(Tokenizer.from_str(loaded.backend_tokenizer.to_str()), settings.max_tokens)
+
+
+def with_limit(tokenizer: Tokenizer, max_tokens: int) -> Tokenizer:
+    """Cut longer texts, never pad: padding is `collate`'s."""
+    tokenizer.enable_truncation(max_tokens)
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _build(settings: TextSettings, tokenizer: Tokenizer, load_weights: bool) -> BertModel:
+    config = BertConfig(
+        vocab_size=settings.vocabulary if settings.weights != "scratch" else tokenizer.get_vocab_size(),
+        hidden_size=settings.width,
+        num_hidden_layers=settings.layers,
+        num_attention_heads=settings.heads,
+        intermediate_size=4 * settings.width,
+        max_position_embeddings=max(settings.max_tokens, 512),
+        hidden_dropout_prob=settings.dropout,
+        attention_probs_dropout_prob=settings.dropout,
+    )
+    if settings.weights == "scratch" or not load_weights:
+        return BertModel(config, add_pooling_layer=False)
+    name = settings.weights.removeprefix("hf:")
+    try:
+        bert: BertModel = BertModel.from_pretrained(
+            name,
+            revision=settings.revision,
+            add_pooling_layer=False,
+            dtype=torch.float32,
+            trust_remote_code=False,
+        )
+    except (OSError, ValueError) as error:
+        raise UserError(f"Cannot load {settings.weights}: {error}") from error
+    if bert.config.hidden_size != settings.width or bert.config.num_hidden_layers != settings.layers:
+        raise UserError(f"{settings.weights} has width {bert.config.hidden_size}; params.yaml says {settings.width}.")
+    return bert

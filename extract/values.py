@@ -1,0 +1,178 @@
+"""Raw values of a samples table: text, images, series, audio and features, read safely.
+
+A value that cannot be used (absent file, corrupt image, empty text, no finite number) raises `UnreadableValue` with a
+reason; callers count the sample as missing in that modality. Paths never leave the table's root; nothing is unpickled.
+"""
+
+import hashlib
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+import soundfile
+from PIL import Image, UnidentifiedImageError
+
+from extract.samples import ModalitySpec, SamplesTable
+
+
+class UnreadableValue(Exception):
+    """A value is there but cannot be used; the text is the reason, without any content of the value."""
+
+
+@dataclass(frozen=True)
+class TimeSeries:
+    """Binned series: float32 [T, C], NaN where a cell was not observed."""
+
+    values: np.ndarray
+
+
+@dataclass(frozen=True)
+class Waveform:
+    """Mono audio: float32 [n] at `rate_hz`."""
+
+    samples: np.ndarray
+    rate_hz: int
+
+
+def read_value(table: SamplesTable, row: Any, modality: str) -> Any | None:
+    """Return a sample's raw value, or None where it is missing.
+
+    Returns:
+        str, PIL.Image (mode L or RGB), `TimeSeries`, `Waveform`, or float32 [T, D] features.
+
+    Raises:
+        UnreadableValue: with the reason.
+    """
+    spec = table.modality(modality)
+    cell = row[spec.column]
+    if _is_null(cell):
+        return None
+    readers = {"text": _text, "image": _image, "audio": _audio, "timeseries": _series, "features": _features}
+    return readers[spec.kind](table, row, spec)
+
+
+def value_digest(table: SamplesTable, row: Any, modality: str) -> str | None:
+    """Return the SHA-256 of a sample's raw content, None where it is missing."""
+    spec = table.modality(modality)
+    cell = row[spec.column]
+    if _is_null(cell):
+        return None
+    digest = hashlib.sha256(spec.kind.encode())
+    if spec.column.endswith("_array"):
+        digest.update(repr([int(n) for n in row[f"{spec.name}_shape"]]).encode())
+        digest.update(np.asarray(cell, np.float32).tobytes())
+    elif spec.column.endswith("_text"):
+        digest.update(str(cell).encode())
+    else:
+        try:
+            path, key = _locate(table, str(cell))
+            digest.update(path.read_bytes() if key is None else _keyed(path, key).tobytes())
+        except (UnreadableValue, OSError) as error:
+            digest.update(f"unreadable:{error}".encode())
+    return digest.hexdigest()
+
+
+def _is_null(cell: Any) -> bool:
+    return cell is None or (not isinstance(cell, (list, np.ndarray)) and bool(pd.isna(cell)))
+
+
+def _locate(table: SamplesTable, cell: str) -> tuple[Path, str | None]:
+    name, _, key = cell.partition("#")
+    root = table.root.resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise UnreadableValue("path leaves the table's folder")
+    if not path.is_file():
+        raise UnreadableValue("file not found")
+    return path, key or None
+
+
+def _text(table: SamplesTable, row: Any, spec: ModalitySpec) -> str:
+    text = str(row[spec.column])
+    if not text.strip():
+        raise UnreadableValue("empty text")
+    return text
+
+
+def _image(table: SamplesTable, row: Any, spec: ModalitySpec) -> Image.Image:
+    path, _ = _locate(table, str(row[spec.column]))
+    try:
+        with Image.open(io.BytesIO(path.read_bytes())) as image:
+            image.load()
+            return _eight_bit(image)
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UnreadableValue(f"image cannot be decoded ({type(error).__name__})") from error
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":  # 16 bit saturates when converted directly
+        pixels = np.asarray(image, np.float32)
+        low, high = float(pixels.min()), float(pixels.max())
+        scaled = (pixels - low) / max(high - low, 1e-6) * 255
+        return Image.fromarray(scaled.astype(np.uint8))
+    return image.convert("L" if image.mode in ("L", "1", "LA") else "RGB")
+
+
+def _audio(table: SamplesTable, row: Any, spec: ModalitySpec) -> Waveform:
+    path, _ = _locate(table, str(row[spec.column]))
+    try:
+        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
+    except (soundfile.LibsndfileError, OSError) as error:
+        raise UnreadableValue("audio cannot be decoded") from error
+    if not len(samples):
+        raise UnreadableValue("empty audio")
+    if not np.isfinite(samples).all():
+        raise UnreadableValue("audio holds values that are not finite")
+    return Waveform(samples.mean(axis=1), int(rate))
+
+
+def _numbers(table: SamplesTable, row: Any, spec: ModalitySpec) -> np.ndarray:
+    if spec.column.endswith("_array"):
+        shape = tuple(int(n) for n in row[f"{spec.name}_shape"])
+        values = np.asarray(row[spec.column], np.float32)
+        if values.size != int(np.prod(shape)):
+            raise UnreadableValue("array does not fill its declared shape")
+        values = values.reshape(shape)
+    else:
+        path, key = _locate(table, str(row[spec.column]))
+        values = _keyed(path, key or "values")
+    if values.ndim != 2 or not values.size:
+        raise UnreadableValue("array is not a non-empty [T, C]")
+    if spec.channels and values.shape[1] != len(spec.channels):
+        raise UnreadableValue(f"array has {values.shape[1]} columns, {len(spec.channels)} are declared")
+    return values
+
+
+def _keyed(path: Path, key: str) -> np.ndarray:
+    try:
+        if path.suffix in (".h5", ".hdf5"):
+            with h5py.File(path, "r") as file:
+                values = np.asarray(file[key])
+        else:
+            with np.load(path, allow_pickle=False) as file:
+                values = file[key] if isinstance(file, np.lib.npyio.NpzFile) else file
+    except (OSError, KeyError, ValueError, EOFError) as error:
+        raise UnreadableValue(f"array file cannot be read ({type(error).__name__})") from error
+    if values.dtype.kind not in "fiub":
+        raise UnreadableValue(f"array has dtype {values.dtype}, not numbers")
+    return values.astype(np.float32)
+
+
+def _series(table: SamplesTable, row: Any, spec: ModalitySpec) -> TimeSeries:
+    values = _numbers(table, row, spec)
+    if np.isinf(values).any():
+        raise UnreadableValue("series holds infinite values")
+    if not np.isfinite(values).any():
+        raise UnreadableValue("series has no observed cell")
+    return TimeSeries(values)
+
+
+def _features(table: SamplesTable, row: Any, spec: ModalitySpec) -> np.ndarray:
+    values = _numbers(table, row, spec)
+    if not np.isfinite(values).all():
+        raise UnreadableValue("features hold values that are not finite")
+    return values
