@@ -1,0 +1,171 @@
+"""The one training loop of fit, train and joint: early stopping, exact resume, nothing hidden.
+
+Every epoch seeds the global random state and its own generator from (seed, epoch), and the whole state is published by
+rename at its end. So a run that is killed at any instant and started again gives bit-identical weights to one that
+was not; what is lost is at most the epoch in progress. A finished run returns at once.
+"""
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+
+from cache.errors import UserError
+from cache.publish import fingerprint as digest
+from cache.publish import replacing
+
+STATE = "state.pt"
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """Limits of a run."""
+
+    max_epochs: int
+    patience_epochs: int
+    """Epochs without a better monitor before the run stops."""
+    clip_norm: float
+    seed: int
+
+
+@dataclass(frozen=True)
+class History:
+    """Mean losses and validation metrics of each epoch, and which was best."""
+
+    epochs: list[dict[str, float]]
+    best_epoch: int
+
+
+def run_epochs(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    *,
+    batches: Callable[[int, torch.Generator], Iterable[Any]],
+    step: Callable[[Any, torch.Generator], dict[str, Tensor]],
+    validate: Callable[[], dict[str, float]],
+    settings: LoopSettings,
+    folder: Path,
+    fingerprint: str,
+    after_step: Callable[[], None] | None = None,
+    describe: str = "train",
+) -> History:
+    """Train until the monitor stops improving; `module` ends with the best epoch's weights.
+
+    Args:
+        module: what is trained and checkpointed.
+        optimizer: over its parameters.
+        batches: batches of an epoch, drawn from the generator.
+        step: losses of a batch; "loss" is minimised, the others are logged.
+        validate: metrics with the module in evaluation mode; "monitor" is larger-is-better.
+        settings: limits and seed.
+        folder: holds the resumable state.
+        fingerprint: of everything the result depends on; another one starts anew.
+        after_step: runs after each optimiser step.
+        describe: name in the progress lines.
+
+    Raises:
+        UserError: a loss is not finite.
+    """
+    state = _load(folder / STATE, fingerprint)
+    history: list[dict[str, float]] = state["history"] if state else []
+    best = state["best"] if state else {"epoch": -1, "monitor": float("-inf"), "module": None}
+    if state:
+        module.load_state_dict(state["module"])
+        optimizer.load_state_dict(state["optimizer"])
+    started, first = time.monotonic(), len(history)
+    while not _finished(len(history), best["epoch"], settings):
+        epoch = len(history)
+        losses = _epoch(module, optimizer, batches, step, after_step, settings, epoch)
+        module.eval()
+        metrics = validate()
+        history.append({**losses, **metrics})
+        if metrics["monitor"] > best["monitor"] or best["module"] is None:
+            weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
+            best = {"epoch": epoch, "monitor": metrics["monitor"], "module": weights}
+        _save(folder / STATE, fingerprint, module, optimizer, history, best)
+        _report(describe, history, best["epoch"], settings, (time.monotonic() - started) / (epoch + 1 - first))
+    module.load_state_dict(best["module"])
+    module.eval()
+    return History(history, best["epoch"])
+
+
+def _finished(epochs: int, best_epoch: int, settings: LoopSettings) -> bool:
+    return epochs >= settings.max_epochs or (epochs > 0 and epochs - 1 - best_epoch >= settings.patience_epochs)
+
+
+def _epoch(
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: Callable[[int, torch.Generator], Iterable[Any]],
+    step: Callable[[Any, torch.Generator], dict[str, Tensor]],
+    after_step: Callable[[], None] | None,
+    settings: LoopSettings,
+    epoch: int,
+) -> dict[str, float]:
+    seed = int(digest([settings.seed, epoch])[:15], 16)
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed)
+    module.train()
+    sums: dict[str, Tensor] = {}
+    count = 0
+    for batch in batches(epoch, generator):
+        losses = step(batch, generator)
+        optimizer.zero_grad(set_to_none=True)
+        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = nn.utils.clip_grad_norm_(trained, settings.clip_norm)
+        if not bool(torch.isfinite(losses["loss"])) or not bool(torch.isfinite(norm)):
+            raise UserError(
+                f"The loss or its gradient is not finite in epoch {epoch}, batch {count}. "
+                "Lower the learning rate, or check the data with `selfmask check`."
+            )
+        optimizer.step()
+        if after_step is not None:
+            after_step()
+        for name, value in losses.items():
+            sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu()
+        count += 1
+    return {name: float(value) / max(count, 1) for name, value in sums.items()}
+
+
+def _load(path: Path, fingerprint: str) -> dict[str, Any] | None:
+    if not path.exists():
+        return None
+    state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
+    return state if state["fingerprint"] == fingerprint else None
+
+
+def _save(
+    path: Path,
+    fingerprint: str,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    history: list[dict[str, float]],
+    best: dict[str, Any],
+) -> None:
+    state = {
+        "fingerprint": fingerprint,
+        "module": module.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "history": history,
+        "best": best,
+    }
+    with replacing(path) as temporary:
+        torch.save(state, temporary)
+
+
+def _report(
+    describe: str, history: list[dict[str, float]], best_epoch: int, settings: LoopSettings, seconds: float
+) -> None:
+    last, epoch = history[-1], len(history)
+    left = seconds * (settings.max_epochs - epoch)
+    Console(stderr=True).print(
+        f"{describe}: epoch {epoch}/{settings.max_epochs}  loss {last['loss']:.4f}  monitor {last['monitor']:.4f}"
+        f"  best epoch {best_epoch + 1}  {seconds:.1f} s/epoch  at most {left:.0f} s left",
+        highlight=False,
+    )

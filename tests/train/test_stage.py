@@ -1,0 +1,103 @@
+"""Stage two: it learns, resumes exactly, returns at once when finished, and never reads the test split."""
+
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from cache.errors import UserError
+from train.checkpoint import load_checkpoint
+from train.scoring import predict_bank, score, selection_metrics
+from train.stage import train_method
+
+
+@pytest.fixture(scope="module")
+def banks(make_bank):
+    nan = np.full(20, np.nan, np.float32)
+    return {"train": make_bank(96, 1), "valid": make_bank(48, 2), "test": make_bank(20, 3, nan)}
+
+
+def run(banks, settings, label, out, seed=0, name="selfmask", **changes):
+    train = settings.train_settings.model_copy(update=changes)
+    keys = {"ehr": {"content": "a"}}
+    return train_method(name, seed, banks, label, settings.model_settings, settings.selfmask, train, out, keys)
+
+
+@pytest.mark.parametrize("name", ["selfmask", "modality_dropout", "zero_fill", "random_fill"])
+def test_learns_separable_tokens_although_test_labels_are_absent(banks, settings, binary, tmp_path, name):
+    config = run(banks, settings, binary, tmp_path / name / "seed0", name=name)
+    assert config["validation"]["natural/auroc"] > 0.9
+    assert config["validation"]["protocol/auroc"] > 0.75
+    method, _ = load_checkpoint(tmp_path / name / "seed0")
+    assert score(method, banks["valid"], None, 7)["auroc"] == pytest.approx(config["validation"]["natural/auroc"])
+
+
+def test_same_seed_same_weights_other_seed_other_weights(banks, settings, binary, tmp_path):
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        run(banks, settings, binary, tmp_path / folder, seed=seed, max_epochs=1)
+    a, b, c = (load_file(tmp_path / f / "model.safetensors") for f in "abc")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    assert not all(torch.equal(a[k], c[k]) for k in a)
+
+
+def test_resumes_bit_for_bit(banks, settings, binary, tmp_path, monkeypatch):
+    run(banks, settings, binary, tmp_path / "whole")
+    calls = []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return selection_metrics(*args)
+
+    monkeypatch.setattr("train.stage.selection_metrics", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(banks, settings, binary, tmp_path / "cut")
+    monkeypatch.undo()
+    assert not (tmp_path / "cut" / "config.json").exists()
+    run(banks, settings, binary, tmp_path / "cut")
+    whole, cut = (load_file(tmp_path / f / "model.safetensors") for f in ("whole", "cut"))
+    assert all(torch.equal(whole[k], cut[k]) for k in whole)
+
+
+def test_finished_returns_at_once_and_a_change_restarts(banks, settings, binary, tmp_path, monkeypatch):
+    first = run(banks, settings, binary, tmp_path, max_epochs=1)
+    monkeypatch.setattr("train.stage.run_epochs", lambda *a, **k: pytest.fail("trained again"))
+    assert run(banks, settings, binary, tmp_path, max_epochs=1) == first
+    monkeypatch.undo()
+    second = run(banks, settings, binary, tmp_path, max_epochs=1, learning_rate=0.001)
+    assert second["fingerprint"] != first["fingerprint"]
+    assert second["weights_sha256"] != first["weights_sha256"]
+
+
+def test_the_test_split_is_not_even_needed(banks, settings, binary, tmp_path):
+    chosen = {k: v for k, v in banks.items() if k != "test"}
+    a = run(banks, settings, binary, tmp_path / "a", max_epochs=1)
+    b = run(chosen, settings, binary, tmp_path / "b", max_epochs=1)
+    assert a["weights_sha256"] == b["weights_sha256"]
+
+
+def test_selection_rules(banks, settings, binary, tmp_path):
+    run(banks, settings, binary, tmp_path, max_epochs=1)
+    method, bank = load_checkpoint(tmp_path)[0], banks["valid"]
+    ids = [str(i) for i in range(len(bank))]
+    each = {rule: selection_metrics(method, bank, ids, rule, 16)["monitor"] for rule in ("natural", "protocol", "both")}
+    assert each["natural"] == pytest.approx(score(method, bank, None, 16)["auroc"])
+    assert each["both"] == pytest.approx((each["natural"] + each["protocol"]) / 2)
+
+
+def test_one_class_in_validation_is_a_clear_error(banks, make_bank, settings, binary, tmp_path):
+    broken = {**banks, "valid": make_bank(8, 4, np.zeros(8, np.float32))}
+    with pytest.raises(UserError, match="auroc"):
+        run(broken, settings, binary, tmp_path)
+
+
+def test_predictions_do_not_depend_on_batch_size_or_hidden_content(banks, settings, binary, tmp_path):
+    run(banks, settings, binary, tmp_path, max_epochs=1)
+    method, bank = load_checkpoint(tmp_path)[0], banks["valid"]
+    kept = bank.observed.numpy() & np.array([True, False, True])
+    a, b = predict_bank(method, bank, kept, 1), predict_bank(method, bank, kept, 48)
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    assert np.isnan(a[~kept.any(1)]).all()
+    assert np.isfinite(a[kept.any(1)]).all()

@@ -1,0 +1,179 @@
+"""Paired bootstrap over test samples: intervals for the difference of two methods.
+
+A resample is a vector of counts, so that every metric becomes a weighted one and all draws are computed at once:
+sorting once per (method, seed), then sums of products. The same resamples serve both methods. Memory is bounded by
+handling the draws in blocks; time is O(draws x samples) per metric.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from extract.task import LabelSpec
+
+Array = np.ndarray
+BLOCK = 4_000_000
+"""Elements of a block of counts [draws, samples]."""
+TINY = 1e-15
+
+
+def resample_counts(samples: int, draws: int, seed: int) -> Iterator[Array]:
+    """Yield blocks of float64 [d, N]: how often each sample is drawn, with replacement, N times."""
+    generator = np.random.default_rng(seed)
+    step = max(1, BLOCK // max(samples, 1))
+    for start in range(0, draws, step):
+        size = min(step, draws - start)
+        drawn = generator.integers(samples, size=(size, samples)) + samples * np.arange(size)[:, None]
+        yield np.bincount(drawn.reshape(-1), minlength=size * samples).reshape(size, samples).astype(np.float64)
+
+
+def weighted_auroc(scores: Array, truth: Array, weights: Array) -> Array:
+    """Area under the ROC curve of each weighting, ties counted half; [D], NaN where a class is absent.
+
+    Args:
+        scores: [N].
+        truth: 0 or 1, [N].
+        weights: [D, N].
+    """
+    positive, negative = _grouped(scores, truth, weights)
+    below = np.cumsum(negative, axis=-1) - negative
+    pairs = positive.sum(-1) * negative.sum(-1)
+    return _divide((positive * (below + 0.5 * negative)).sum(-1), pairs)
+
+
+def weighted_auprc(scores: Array, truth: Array, weights: Array) -> Array:
+    """Average precision of each weighting; [D], NaN where no positive is drawn."""
+    positive, negative = (values[:, ::-1] for values in _grouped(scores, truth, weights))
+    hits = np.cumsum(positive, axis=-1)
+    seen = hits + np.cumsum(negative, axis=-1)
+    precision = np.divide(hits, seen, out=np.zeros_like(hits), where=seen > 0)
+    return _divide((positive * precision).sum(-1), positive.sum(-1))
+
+
+def weighted_metrics(probabilities: Array, labels: Array, weights: Array, spec: LabelSpec) -> dict[str, Array]:
+    """Return, per metric, its value [D] under each weighting; definitions as in `extract.metrics`.
+
+    Args:
+        probabilities: [N, C].
+        labels: [N] or [N, L]; NaN marks an absent label.
+        weights: counts [D, N].
+        spec: the label.
+    """
+    if spec.kind == "multilabel":
+        columns = [_binary(probabilities[:, i], labels[:, i], weights) for i in range(len(spec.names))]
+        return {key: _mean([column[key] for column in columns]) for key in columns[0]}
+    compute: dict[str, Callable[[], dict[str, Array]]] = {
+        "binary": lambda: _binary(probabilities[:, 0], labels, weights),
+        "multiclass": lambda: _multiclass(probabilities, labels, weights),
+        "regression": lambda: _regression(probabilities[:, 0], labels, weights),
+    }
+    return compute[spec.kind]()
+
+
+def paired_bootstrap(
+    first: Sequence[Array], second: Sequence[Array], labels: Array, spec: LabelSpec, draws: int, seed: int
+) -> dict[str, dict[str, Any]]:
+    """Return, per metric, first minus second: each the mean of the metric over its training seeds.
+
+    Args:
+        first: probabilities [N, C] of each training seed.
+        second: the same of the other method.
+        labels: [N] or [N, L].
+        spec: the label.
+        draws: resamples.
+        seed: of the resamples.
+
+    Returns:
+        `difference` on the test set itself, `low` and `high` (2.5 and 97.5 percentiles), two-sided `p` and the
+        number of `draws` that define the metric. Metrics that the labels do not define are left out.
+    """
+    whole = _difference(first, second, labels, np.ones((1, len(labels))), spec)
+    blocks = [_difference(first, second, labels, counts, spec) for counts in resample_counts(len(labels), draws, seed)]
+    result = {}
+    for name, point in whole.items():
+        values = np.concatenate([block[name] for block in blocks])
+        values = values[np.isfinite(values)]
+        if np.isfinite(point[0]) and len(values):
+            result[name] = _interval(float(point[0]), values)
+    return result
+
+
+def _interval(point: float, values: Array) -> dict[str, Any]:
+    low, high = np.percentile(values, [2.5, 97.5])
+    tail = min(int((values <= 0).sum()), int((values >= 0).sum()))
+    p = min(1.0, 2 * (tail + 1) / (len(values) + 1))  # + 1: the test set itself is a draw; p is never zero
+    return {"difference": point, "low": float(low), "high": float(high), "p": p, "draws": len(values)}
+
+
+def _difference(
+    first: Sequence[Array], second: Sequence[Array], labels: Array, weights: Array, spec: LabelSpec
+) -> dict[str, Array]:
+    ours = [weighted_metrics(p, labels, weights, spec) for p in first]
+    theirs = [weighted_metrics(p, labels, weights, spec) for p in second]
+    return {name: _mean([m[name] for m in ours]) - _mean([m[name] for m in theirs]) for name in ours[0]}
+
+
+def _binary(scores: Array, labels: Array, weights: Array) -> dict[str, Array]:
+    known = np.isfinite(labels)
+    p, truth, w = scores[known], labels[known], weights[:, known]
+    likelihood = np.clip(np.where(truth == 1, p, 1 - p), TINY, 1.0)
+    return {
+        "auroc": weighted_auroc(p, truth, w),
+        "auprc": weighted_auprc(p, truth, w),
+        "accuracy": _average((p >= 0.5) == (truth == 1), w),
+        "nll": _average(-np.log(likelihood), w),
+    }
+
+
+def _multiclass(probabilities: Array, labels: Array, weights: Array) -> dict[str, Array]:
+    known = np.isfinite(labels)
+    p, truth, w = probabilities[known], labels[known].astype(int), weights[:, known]
+    chosen = np.clip(p[np.arange(len(truth)), truth], TINY, 1.0)
+    areas = [weighted_auroc(p[:, c], (truth == c).astype(float), w) for c in range(p.shape[1])]
+    return {
+        "auroc": np.mean(areas, axis=0),  # NaN unless every class is drawn, as in the plain metric
+        "accuracy": _average(p.argmax(-1) == truth, w),
+        "nll": _average(-np.log(chosen), w),
+    }
+
+
+def _regression(values: Array, labels: Array, weights: Array) -> dict[str, Array]:
+    known = np.isfinite(labels)
+    v, truth, w = values[known], labels[known], weights[:, known]
+    mean_v, mean_t = _average(v, w), _average(truth, w)
+    shared = _average(v * truth, w) - mean_v * mean_t
+    spread = (_average(v**2, w) - mean_v**2) * (_average(truth**2, w) - mean_t**2)
+    return {
+        "mae": _average(np.abs(v - truth), w),
+        "binary_accuracy": _average((v > 0) == (truth > 0), w),
+        "pearson": _divide(shared, np.sqrt(np.maximum(spread, 0))),
+    }
+
+
+def _grouped(scores: Array, truth: Array, weights: Array) -> tuple[Array, Array]:
+    """Weight of positives and negatives at each distinct score, ascending; [D, G] each."""
+    order = np.argsort(scores, kind="stable")
+    if not len(order):
+        return np.zeros((len(weights), 1)), np.zeros((len(weights), 1))
+    starts = np.flatnonzero(np.r_[True, np.diff(scores[order]) > 0])
+    ordered, positive = weights[:, order], truth[order] == 1
+    return (
+        np.add.reduceat(ordered * positive, starts, axis=-1),
+        np.add.reduceat(ordered * ~positive, starts, axis=-1),
+    )
+
+
+def _average(values: Array, weights: Array) -> Array:
+    return _divide(weights @ values.astype(np.float64), weights.sum(-1))
+
+
+def _divide(top: Array, bottom: Array) -> Array:
+    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+
+
+def _mean(values: Sequence[Array]) -> Array:
+    """Mean over the first axis of what is defined; NaN where nothing is."""
+    stacked = np.stack(values)
+    defined = np.isfinite(stacked)
+    return _divide(np.where(defined, stacked, 0.0).sum(0), defined.sum(0).astype(np.float64))

@@ -1,0 +1,197 @@
+"""Stage two: train one method on cached tokens, and select its epoch on the validation split.
+
+The tokens stay resident; a batch is a random slice of a permutation drawn from the epoch's generator, so that a run
+that was killed goes on bit for bit. The fingerprint covers everything that determines the weights: a finished stage
+returns at once, a changed one starts anew. The test split is loaded with the others but never read here.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cache.bank import TokenBank, TokenBatch
+from cache.errors import UserError
+from cache.publish import fingerprint, write_json
+from cache.store import TokenStore
+from extract.samples import ModalitySpec, SamplesTable
+from extract.task import LabelSpec
+from extract.training import LoopSettings, run_epochs
+from train.checkpoint import CONFIG, load_checkpoint, read_config, save_checkpoint
+from train.config import MethodName, ModelSettings, SelfMaskSettings, TrainSettings
+from train.methods.base import Method, ModelSpec
+from train.methods.registry import build_method, model_spec
+from train.scoring import move, predict_bank, selection_metrics
+
+__all__ = ["load_banks", "open_stores", "predict_bank", "selection_metrics", "token_keys", "train_method"]
+SPLITS = ("train", "valid", "test")
+
+
+def open_stores(
+    table: SamplesTable, token_root: Path, modalities: Sequence[str] | None = None
+) -> dict[str, TokenStore]:
+    """Open `<token_root>/<modality>.zarr` of the named modalities (default: all that the table declares)."""
+    declared = [modality.name for modality in table.info.modalities]
+    names = declared if modalities is None else list(modalities)
+    unknown = [name for name in names if name not in declared]
+    if unknown:
+        raise UserError(f"Unknown modalities {unknown}; the samples table declares {declared}.")
+    return {name: TokenStore.open(token_root / f"{name}.zarr") for name in names}
+
+
+def load_banks(
+    table: SamplesTable,
+    token_root: Path,
+    device: torch.device | str = "cpu",
+    modalities: Sequence[str] | None = None,
+    splits: Sequence[str] = SPLITS,
+) -> dict[str, TokenBank]:
+    """Load one bank per split, aligned with `table.ids(split)`."""
+    stores = open_stores(table, token_root, modalities)
+    return {split: TokenBank.load(stores, table.ids(split), table.labels(split), device) for split in splits}
+
+
+def token_keys(table: SamplesTable, token_root: Path, modalities: Sequence[str] | None = None) -> dict[str, Any]:
+    """Return, per modality, the cache key and the content digest of its store: the `token_keys` of `train_method`."""
+    return {
+        name: {"key": store.key.model_dump(mode="json"), "content": store.content_digest()}
+        for name, store in open_stores(table, token_root, modalities).items()
+    }
+
+
+def train_method(
+    name: MethodName,
+    seed: int,
+    banks: Mapping[str, TokenBank],
+    label: LabelSpec,
+    model: ModelSettings,
+    selfmask: SelfMaskSettings,
+    train: TrainSettings,
+    out: Path,
+    token_keys: Mapping[str, Any],
+    *,
+    sample_ids: Mapping[str, Sequence[str]] | None = None,
+    encoders: Mapping[str, Path | str] | None = None,
+    modalities: Sequence[ModalitySpec] = (),
+) -> dict[str, Any]:
+    """Train one method with one seed and write its checkpoint folder.
+
+    Args:
+        name: method.
+        seed: of weights, batches, draws and dropout.
+        banks: `train` and `valid` are used.
+        label: what is predicted.
+        model: sizes.
+        selfmask: read by `selfmask` only.
+        train: the loop.
+        out: checkpoint folder; holds `state.pt` for resuming, too.
+        token_keys: what `token_keys` returns, stored and part of the fingerprint.
+        sample_ids: ids per split in the banks' order; without them, the row number stands for the id.
+        encoders: encoder folders relative to the project root; default `<out>/../../encoders/<modality>`.
+        modalities: declared modalities of the samples table, stored so that `predict` can read a bare csv.
+
+    Returns:
+        The checkpoint's configuration; `validation` holds the metrics of the chosen epoch.
+    """
+    spec = model_spec(banks["train"], label, model)
+    ids = {s: tuple((sample_ids or {}).get(s) or map(str, range(len(banks[s])))) for s in ("train", "valid")}
+    folders = encoders or {m: out.parent.parent / "encoders" / m for m in spec.modalities}
+    config: dict[str, Any] = {
+        "stage": "train",
+        "method": name,
+        "seed": seed,
+        "spec": spec.model_dump(mode="json"),
+        "model": model.model_dump(mode="json"),
+        "selfmask": selfmask.model_dump(mode="json"),
+        "train": train.model_dump(mode="json"),
+        "tokens": dict(token_keys),
+        "encoders": {m: _relative(Path(folder)) for m, folder in folders.items()},
+        "modalities": [modality.model_dump(mode="json") for modality in modalities],
+    }
+    config["fingerprint"] = _fingerprint(config, banks, ids)
+    done = _finished(out, config["fingerprint"])
+    return done or _run(_fresh(name, seed, spec, model, selfmask), banks, ids["valid"], train, config, out)
+
+
+def _fresh(name: MethodName, seed: int, spec: ModelSpec, model: ModelSettings, selfmask: SelfMaskSettings) -> Method:
+    torch.manual_seed(seed)
+    return build_method(name, spec, model, selfmask).to("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _run(
+    method: Method,
+    banks: Mapping[str, TokenBank],
+    valid_ids: Sequence[str],
+    train: TrainSettings,
+    config: dict[str, Any],
+    out: Path,
+) -> dict[str, Any]:
+    device = next(method.parameters()).device
+    bank = banks["train"]
+    usable = bank.observed.any(-1).nonzero().flatten()  # a sample whose every value failed teaches nothing
+    if not len(usable):
+        raise UserError("No training sample has tokens. Run `selfmask extract` and read its failures.")
+    mixed = train.precision == "bfloat16" and device.type == "cuda"
+
+    def batches(epoch: int, generator: torch.Generator) -> Iterator[TokenBatch]:
+        order = usable[torch.randperm(len(usable), generator=generator)]
+        for rows in order.split(train.batch_size):
+            yield move(bank.batch(rows), device)
+
+    def step(batch: TokenBatch, generator: torch.Generator) -> dict[str, Tensor]:
+        with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+            losses: dict[str, Tensor] = method(batch, generator).losses
+        return losses
+
+    history = run_epochs(
+        method,
+        torch.optim.AdamW(method.parameters(), lr=train.learning_rate, weight_decay=train.weight_decay),
+        batches=batches,
+        step=step,
+        validate=lambda: selection_metrics(method, banks["valid"], valid_ids, train.select_on, 4 * train.batch_size),
+        settings=LoopSettings(train.max_epochs, train.patience_epochs, train.clip_norm, config["seed"]),
+        folder=out,
+        fingerprint=config["fingerprint"],
+        after_step=method.after_step,
+        describe=f"{config['method']} seed {config['seed']}",
+    )
+    chosen = selection_metrics(method, banks["valid"], valid_ids, train.select_on, 4 * train.batch_size)
+    finished = {**config, "validation": chosen, "epochs": {"best": history.best_epoch, "run": len(history.epochs)}}
+    write_json(out / "history.json", history.epochs)
+    save_checkpoint(out, method, finished)
+    return read_config(out)
+
+
+def _finished(out: Path, wanted: str) -> dict[str, Any] | None:
+    if not (out / CONFIG).exists():
+        return None
+    try:
+        config = load_checkpoint(out)[1]
+    except UserError:  # a torn or older checkpoint is trained again
+        return None
+    return config if config.get("fingerprint") == wanted else None
+
+
+def _fingerprint(config: Mapping[str, Any], banks: Mapping[str, TokenBank], ids: Mapping[str, Sequence[str]]) -> str:
+    """Digest of all that determines the weights; where the encoders lie does not."""
+    content = {key: value for key, value in config.items() if key not in ("encoders", "modalities")}
+    return fingerprint({**content, "banks": {s: _bank_digest(banks[s], ids[s]) for s in ids}})
+
+
+def _bank_digest(bank: TokenBank, ids: Sequence[str]) -> str:
+    """Digest of ids, labels and lengths; the tokens' content is covered by the stores' digests."""
+    if len(ids) != len(bank):
+        raise UserError(f"{len(ids)} sample ids for a bank of {len(bank)} samples. Run `selfmask extract` again.")
+    digest = hashlib.sha256(json.dumps(list(ids)).encode())
+    for values in (*bank.lengths.values(), *([] if bank.labels is None else [bank.labels])):
+        digest.update(values.cpu().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _relative(folder: Path) -> str:
+    inside = folder.is_absolute() and folder.is_relative_to(Path.cwd())
+    return (folder.relative_to(Path.cwd()) if inside else folder).as_posix()
