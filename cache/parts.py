@@ -94,7 +94,7 @@ def _arrays(samples: Sequence[SampleTokens], width: int, dtype: str) -> dict[str
             raise UserError(f"maskable has shape {sample.maskable.shape}, tokens {sample.tokens.shape}.")
     tokens = np.concatenate([s.tokens for s in samples], dtype=np.float32)
     stored = to_stored(tokens, dtype)
-    if not np.isfinite(from_stored(stored, dtype)).all():
+    if not bool(np.isfinite(from_stored(stored, dtype)).all()):
         raise UserError(
             f"A token is NaN, infinite or beyond the range of {dtype}. Check the encoder, or set extract.dtype=float32."
         )

@@ -18,8 +18,9 @@ from rich.console import Console
 
 from cache.errors import CorruptCacheError, StaleCacheError
 from cache.key import CacheKey
+from cache.parts import SampleTokens
 from cache.publish import file_sha256
-from cache.store import SampleTokens, TokenStore
+from cache.store import TokenStore
 from extract.config import ExtractSettings
 from extract.encoders.base import Encoder
 from extract.encoders.registry import load_encoder

@@ -73,7 +73,7 @@ def run_epochs(
     """
     state = _load(folder / STATE, fingerprint)
     history: list[dict[str, float]] = state["history"] if state else []
-    best = state["best"] if state else {"epoch": -1, "monitor": float("-inf"), "module": None}
+    best: dict[str, Any] = state["best"] if state else {"epoch": -1, "monitor": float("-inf"), "module": None}
     if state:
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
@@ -116,7 +116,7 @@ def _epoch(
     for batch in batches(epoch, generator):
         losses = step(batch, generator)
         optimizer.zero_grad(set_to_none=True)
-        losses["loss"].backward()  # type: ignore[no-untyped-call]
+        losses["loss"].backward()
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         norm = nn.utils.clip_grad_norm_(trained, settings.clip_norm)
         if not bool(torch.isfinite(losses["loss"])) or not bool(torch.isfinite(norm)):

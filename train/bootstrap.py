@@ -169,7 +169,8 @@ def _average(values: Array, weights: Array) -> Array:
 
 
 def _divide(top: Array, bottom: Array) -> Array:
-    return np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+    result: Array = np.divide(top, bottom, out=np.full_like(top, np.nan), where=bottom > 0)
+    return result
 
 
 def _mean(values: Sequence[Array]) -> Array:

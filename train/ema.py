@@ -18,6 +18,6 @@ class MovingAverage(nn.Module):
     def update(self, module: nn.Module) -> None:
         """Move the average one step towards `module` (Algorithm 1, after the optimiser step)."""
         for mean, current in zip(self.average.parameters(), module.parameters(), strict=True):
-            mean.lerp_(current, 1 - self.tau)
-        for mean, current in zip(self.average.buffers(), module.buffers(), strict=True):
-            mean.copy_(current)
+            mean.data.lerp_(current, 1 - self.tau)
+        for kept, value in zip(self.average.buffers(), module.buffers(), strict=True):
+            kept.copy_(value)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cache.bank import TokenBatch
 from extract.encoders.base import Embedded, Encoder
@@ -22,16 +22,14 @@ def scatter(values: Tensor, rows: Tensor, batch: int) -> Tensor:
     return values.new_zeros(batch, *values.shape[1:]).index_copy(0, rows, values)
 
 
-def to_token_batch(
-    encoders: Mapping[str, Encoder] | nn.ModuleDict, batch: InputBatch, embedded: Mapping[str, Embedded]
-) -> TokenBatch:
+def to_token_batch(encoders: Mapping[str, Encoder], batch: InputBatch, embedded: Mapping[str, Embedded]) -> TokenBatch:
     """Encode the embedded inputs, unmasked, into native tokens of the whole batch."""
     size, device = len(batch.observed), batch.observed.device
     tokens, valid, maskable = {}, {}, {}
     for name in encoders:
         encoder = encoders[name]
         if name not in embedded:
-            tokens[name] = torch.zeros(size, 1, int(encoder.width), device=device)
+            tokens[name] = torch.zeros(size, 1, encoder.width, device=device)
             valid[name] = maskable[name] = torch.zeros(size, 1, dtype=torch.bool, device=device)
             continue
         rows = batch.rows[name]
@@ -42,7 +40,7 @@ def to_token_batch(
     return TokenBatch(tokens, valid, maskable, batch.observed, batch.labels)
 
 
-def embed(encoders: Mapping[str, Encoder] | nn.ModuleDict, batch: InputBatch) -> dict[str, Embedded]:
+def embed(encoders: Mapping[str, Encoder], batch: InputBatch) -> dict[str, Embedded]:
     """Token inputs of every modality that a row of the batch has."""
     return {name: encoders[name].embed(inputs) for name, inputs in batch.inputs.items()}
 
@@ -51,14 +49,14 @@ def embed(encoders: Mapping[str, Encoder] | nn.ModuleDict, batch: InputBatch) ->
 class EncodedSource:
     """Joint stage: Z~^(m) = P(E^(m)(X (1 - M) + V M)), eq. 5 as written."""
 
-    encoders: nn.ModuleDict
+    encoders: Mapping[str, Encoder]
     project: Projections
     embedded: Mapping[str, Embedded]
     batch: InputBatch
     tokens: Tokens
 
     @classmethod
-    def build(cls, encoders: nn.ModuleDict, project: Projections, batch: InputBatch) -> "EncodedSource":
+    def build(cls, encoders: Mapping[str, Encoder], project: Projections, batch: InputBatch) -> "EncodedSource":
         """Embed and encode the batch, unmasked."""
         embedded = embed(encoders, batch)
         tokens = project(to_token_batch(encoders, batch, embedded))

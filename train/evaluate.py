@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
 from rich.progress import Progress
 
-from cache.bank import TokenBank
 from cache.errors import UserError
 from cache.publish import write_json
 from extract.metrics import compute_metrics
@@ -26,7 +26,7 @@ from train.checkpoint import load_checkpoint
 from train.config import EvaluateSettings
 from train.methods.base import Method
 from train.scenarios import Scenario, build_scenarios, write_masks
-from train.scoring import predict_bank
+from train.scoring import Bank, predict_bank
 from train.tables import summarise, write_csv
 
 Array = np.ndarray
@@ -45,28 +45,30 @@ class Run:
 
 def evaluate_checkpoints(
     folders: Mapping[str, Sequence[Path]],
-    bank: TokenBank,
+    bank: Bank,
     table: SamplesTable,
     settings: EvaluateSettings,
     out: Path,
     token_keys: Mapping[str, Any] | None = None,
+    sample_ids: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Score checkpoints on the test split and write the tables; returns the content of `metrics.json`.
 
     Args:
         folders: checkpoint folders of each method, one per training seed.
-        bank: tokens of `table.ids("test")`, in this order, with labels.
-        table: gives the sample ids.
+        bank: tokens of `table.ids("test")`, in this order, with labels; a cache's or an `EncodedBank`.
+        table: gives the sample ids and the label.
         settings: seed, rates, bootstrap and batch size.
         out: folder to write.
         token_keys: what `train.stage.token_keys` returns; checkpoints trained on other tokens are then refused.
+        sample_ids: ids in the bank's order, where these are not the table's test split.
 
     Raises:
         UserError: no checkpoint; a checkpoint of other modalities, labels or tokens; unlabelled test samples.
     """
     if bank.labels is None or not any(folders.values()):
         raise UserError("Evaluation needs test labels and at least one checkpoint. Run `selfmask train`.")
-    ids, observed = table.ids("test"), bank.observed.cpu().numpy()
+    ids, observed = list(sample_ids or table.ids("test")), bank.observed.cpu().numpy()
     scenarios = build_scenarios(ids, observed, bank.modalities, settings.mask_seed, settings.missing_rates)
     runs = _predict_all(folders, bank, scenarios, table.info.label, settings.batch_size, token_keys)
     labels = bank.labels.cpu().numpy()
@@ -116,23 +118,26 @@ def compare(runs: Sequence[Run], labels: Array, label: LabelSpec, settings: Eval
 
 def _predict_all(
     folders: Mapping[str, Sequence[Path]],
-    bank: TokenBank,
+    bank: Bank,
     scenarios: Sequence[Scenario],
     label: LabelSpec,
     batch_size: int,
     token_keys: Mapping[str, Any] | None,
 ) -> list[Run]:
     runs, device = [], "cuda" if torch.cuda.is_available() else "cpu"
-    with Progress() as progress:
+    with Progress(console=Console(stderr=True)) as progress:  # stdout is for --json
         total = sum(map(len, folders.values())) * len(scenarios)
         task = progress.add_task("evaluate", total=total)
         for name, paths in folders.items():
             for position, path in enumerate(paths):
                 method, config = load_checkpoint(path)
                 _check(path, method, config, bank, label, token_keys)
-                predicted = {}
+                predicted, known = {}, {}  # equal masks, such as rate 0 and natural, are computed once
                 for scenario in scenarios:
-                    predicted[scenario.name] = predict_bank(method.to(device), bank, scenario.kept, batch_size)
+                    content = scenario.kept.tobytes()
+                    if content not in known:
+                        known[content] = predict_bank(method.to(device), bank, scenario.kept, batch_size)
+                    predicted[scenario.name] = known[content]
                     progress.advance(task)
                 runs.append(Run(name, int(config.get("seed", position)), predicted))
     return runs
@@ -142,13 +147,14 @@ def _check(
     path: Path,
     method: Method,
     config: Mapping[str, Any],
-    bank: TokenBank,
+    bank: Bank,
     label: LabelSpec,
     token_keys: Mapping[str, Any] | None,
 ) -> None:
-    if method.spec.modalities != bank.modalities or method.spec.widths != bank.widths:
+    widths = {m: tokens.shape[-1] for m, tokens in bank.batch(torch.zeros(1, dtype=torch.int64)).tokens.items()}
+    if method.spec.modalities != tuple(bank.modalities) or method.spec.widths != widths:
         raise UserError(
-            f"{path} was trained on {dict(method.spec.widths)} (modality: width), the cache holds {bank.widths}. "
+            f"{path} was trained on {method.spec.widths} (modality: width), the tokens given are {widths}. "
             "Run `selfmask train` again."
         )
     if method.spec.label != label:

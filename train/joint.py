@@ -33,7 +33,8 @@ class JointModel(nn.Module):
 
     def __init__(self, encoders: Mapping[str, Encoder], method: SelfMask) -> None:
         super().__init__()
-        self.encoders = nn.ModuleDict(dict(encoders))
+        self.encoder_modules = nn.ModuleDict(dict(encoders))
+        self.encoders = dict(encoders)
         self.method = method
 
     def forward(self, batch: InputBatch, generator: torch.Generator) -> Output:
@@ -81,10 +82,10 @@ def finetune(
     model, config = _load(encoder_folders, checkpoint, joint)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model.to(device)
-    encoders = {name: model.encoders[name] for name in model.encoders}
-    banks = {s: InputBank.load(table, s, encoders).without_empty() for s in ("train", "valid")}  # type: ignore[arg-type]
+    encoders = model.encoders
+    banks = {s: InputBank.load(table, s, encoders).without_empty() for s in ("train", "valid")}
     optimizer = torch.optim.AdamW(_groups(model, joint), weight_decay=joint.weight_decay)
-    valid_bank = EncodedBank(encoders, banks["valid"], device)  # type: ignore[arg-type]
+    valid_bank = EncodedBank(encoders, banks["valid"], device)
 
     def batches(epoch: int, generator: torch.Generator) -> Iterator[InputBatch]:
         order = torch.randperm(len(banks["train"]), generator=generator)
@@ -126,7 +127,7 @@ def _load(folders: Mapping[str, Path], checkpoint: Path, joint: JointSettings) -
 
 
 def _groups(model: JointModel, joint: JointSettings) -> list[dict[str, Any]]:
-    encoder = [p for p in model.encoders.parameters() if p.requires_grad]
+    encoder = [p for p in model.encoder_modules.parameters() if p.requires_grad]
     method = [p for p in model.method.parameters() if p.requires_grad]
     return [
         {"params": method, "lr": joint.learning_rate},
@@ -134,10 +135,9 @@ def _groups(model: JointModel, joint: JointSettings) -> list[dict[str, Any]]:
     ]
 
 
-def _augmented(batch: InputBatch, encoders: Mapping[str, nn.Module], generator: torch.Generator) -> InputBatch:
+def _augmented(batch: InputBatch, encoders: Mapping[str, Encoder], generator: torch.Generator) -> InputBatch:
     inputs: dict[str, dict[str, Tensor]] = {
-        m: encoders[m].augment(values, generator)  # type: ignore[operator]
-        for m, values in batch.inputs.items()
+        m: encoders[m].augment(values, generator) for m, values in batch.inputs.items()
     }
     return InputBatch(inputs, batch.rows, batch.observed, batch.labels)
 
@@ -165,7 +165,7 @@ def _fingerprint(
 
 def _save(model: JointModel, config: dict[str, Any], best: dict[str, float], out: Path) -> dict[str, Any]:
     for name, encoder in model.encoders.items():
-        save_encoder(encoder, out / "encoders" / name, {"stage": "joint"})  # type: ignore[arg-type]
+        save_encoder(encoder, out / "encoders" / name, {"stage": "joint"})
     folders = {name: f"encoders/{name}" for name in model.encoders}
     written = {**config, "stage": "joint", "encoders": folders, "validation": best}
     save_checkpoint(out, model.method, json.loads(json.dumps(written)))

@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from cache.errors import UserError
@@ -65,7 +66,7 @@ def predict(
     starts = range(0, len(table.frame), batch_size)
     parts = [
         _predict_rows(method, loaded, table, table.frame.iloc[start : start + batch_size], place)
-        for start in track(starts, description="predict")
+        for start in track(starts, description="predict", console=Console(stderr=True))
     ]
     return pd.concat(parts, ignore_index=True)
 
@@ -149,5 +150,5 @@ def _encoder_folder(config: Mapping[str, Any], name: str, model_folder: Path, ro
     named = config.get("encoders", {}).get(name)
     if named is None:
         raise UserError(f"The checkpoint {model_folder} names no encoder for '{name}'. Give its folder.")
-    own = model_folder / named
-    return own if own.is_dir() else root / named
+    own = model_folder / str(named)
+    return own if own.is_dir() else root / str(named)

@@ -127,7 +127,12 @@ def _build(settings: ImageSettings, load_weights: bool) -> VisionTransformer:
 
 
 def _pretrained(settings: ImageSettings, load_weights: bool) -> nn.Module:
-    options = {"num_classes": 0, "global_pool": "", "img_size": settings.image_size, "in_chans": settings.channels}
+    options: dict[str, Any] = {
+        "num_classes": 0,
+        "global_pool": "",
+        "img_size": settings.image_size,
+        "in_chans": settings.channels,
+    }
     kind, _, name = settings.weights.partition(":")
     try:
         if kind == "timm":

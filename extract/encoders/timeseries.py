@@ -112,4 +112,5 @@ class TimeSeriesEncoder(Encoder):
     @staticmethod
     def _any(flags: Tensor, size: int) -> Tensor:
         padded = nn.functional.pad(flags, (0, -flags.shape[1] % size))
-        return padded.unflatten(1, (-1, size)).any(-1)
+        result: Tensor = padded.unflatten(1, (-1, size)).any(-1)
+        return result

@@ -50,12 +50,12 @@ def test_saving_again_is_byte_identical(saved):
 def test_unknown_or_missing_configuration_keys(saved, change):
     folder, method, config, _ = saved
     broken = {k: v for k, v in {**config, **change}.items() if v is not None}
-    with pytest.raises(UserError, match="surprise|spec"):
+    with pytest.raises(UserError, match=r"surprise|spec"):
         save_checkpoint(folder, method, broken)
     stored = json.loads((folder / "config.json").read_text())
     stored = {k: v for k, v in {**stored, **change}.items() if v is not None}
     (folder / "config.json").write_text(json.dumps(stored))
-    with pytest.raises(UserError, match="surprise|spec"):
+    with pytest.raises(UserError, match=r"surprise|spec"):
         load_checkpoint(folder)
 
 

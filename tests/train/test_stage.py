@@ -1,6 +1,5 @@
 """Stage two: it learns, resumes exactly, returns at once when finished, and never reads the test split."""
 
-
 import numpy as np
 import pytest
 import torch
@@ -93,11 +92,31 @@ def test_one_class_in_validation_is_a_clear_error(banks, make_bank, settings, bi
         run(broken, settings, binary, tmp_path)
 
 
+class Disguised:
+    """The same bank with other and longer tokens in the dropped modality."""
+
+    def __init__(self, bank):
+        self.bank, self.observed, self.labels, self.modalities = bank, bank.observed, bank.labels, bank.modalities
+
+    def __len__(self):
+        return len(self.bank)
+
+    def batch(self, rows):
+        batch = self.bank.batch(rows)
+        width = batch.tokens["cxr"].shape[-1]
+        full = torch.ones(len(rows), 11, dtype=torch.bool)
+        tokens = {**batch.tokens, "cxr": 100 * torch.randn(len(rows), 11, width)}
+        return replace(
+            batch, tokens=tokens, valid={**batch.valid, "cxr": full}, maskable={**batch.maskable, "cxr": full}
+        )
+
+
 def test_predictions_do_not_depend_on_batch_size_or_hidden_content(banks, settings, binary, tmp_path):
     run(banks, settings, binary, tmp_path, max_epochs=1)
     method, bank = load_checkpoint(tmp_path)[0], banks["valid"]
     kept = bank.observed.numpy() & np.array([True, False, True])
     a, b = predict_bank(method, bank, kept, 1), predict_bank(method, bank, kept, 48)
     np.testing.assert_allclose(a, b, atol=1e-5)
+    np.testing.assert_allclose(predict_bank(method, Disguised(bank), kept, 48), b, atol=1e-5)
     assert np.isnan(a[~kept.any(1)]).all()
     assert np.isfinite(a[kept.any(1)]).all()

@@ -10,7 +10,7 @@ or two of f; `adversarial` adds one backward of the reconstruction losses to the
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 import torch.nn.functional as F
@@ -50,7 +50,8 @@ class CachedSource:
     def masked(self, modality: str, mask: Tensor) -> Tensor:
         """Return Z~^(m) [B, L_m, D]."""
         weight = mask[:, :, None]
-        return self.tokens.values[modality] * (1 - weight) + self.placeholders[modality] * weight
+        masked: Tensor = self.tokens.values[modality] * (1 - weight) + self.placeholders[modality] * weight
+        return masked
 
 
 class SelfMask(Method):
@@ -132,7 +133,8 @@ class SelfMask(Method):
         sequence, valid = self.assemble(tokens.values, tokens, observed)
         sequence = sequence.detach()
         if self.settings.mask_policy == "attention":
-            flat = self.g_bar.average.attention_received(sequence, valid)
+            average = cast(TokenTransformer, self.g_bar.average)
+            flat = average.attention_received(sequence, valid)
         else:
             with torch.no_grad():
                 context = self.g_bar.average(sequence, valid)
@@ -204,7 +206,7 @@ class SelfMask(Method):
     def _position(self, name: str, like: Tensor) -> Tensor:
         if name not in self.position:
             return like.new_zeros(1, 1, 1)
-        table = self.position[name]
+        table: Tensor = self.position[name]
         place = torch.arange(like.shape[1], device=like.device).clamp(max=len(table) - 1)
         return table[place][None]
 
