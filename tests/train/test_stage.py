@@ -1,5 +1,7 @@
 """Stage two: it learns, resumes exactly, returns at once when finished, and never reads the test split."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch

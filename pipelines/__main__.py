@@ -1,0 +1,5 @@
+"""`python -m pipelines`: the command line from this checkout, whatever else is installed."""
+
+from pipelines.cli import main
+
+main()

@@ -1,0 +1,1 @@
+"""The commands of `selfmask`, one file per group; heavy imports happen inside them."""
