@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError
-from cache.parts import read_array
+from cache.parts import SampleTokens, read_array
 from cache.store import Place, TokenStore
 
 
@@ -79,8 +79,20 @@ class TokenBank:
         if not sample_ids:
             raise UserError("A token bank needs at least one sample. Check the split with `selfmask check`.")
         flats = {m: _load_flat(store, sample_ids, device) for m, store in stores.items()}
-        known = None if labels is None else torch.from_numpy(np.asarray(labels, np.float32))
+        known = None if labels is None else torch.tensor(labels, dtype=torch.float32)
         return cls(flats, known, device)
+
+    @classmethod
+    def of(
+        cls,
+        sequences: Mapping[str, Sequence[SampleTokens | None]],
+        widths: Mapping[str, int],
+        labels: Tensor | None,
+        device: torch.device | str = "cpu",
+    ) -> "TokenBank":
+        """Build a bank of float32 tokens that are in memory already; None where a sample lacks a modality."""
+        flats = {m: _flat_of(samples, widths[m], device) for m, samples in sequences.items()}
+        return cls(flats, labels, device)
 
     def __len__(self) -> int:
         return len(self.observed)
@@ -98,6 +110,19 @@ class TokenBank:
             maskable[name] = flat.maskable[index]
         labels = None if self.labels is None else self.labels[rows.cpu()].to(self.device)
         return TokenBatch(tokens, valid, maskable, self.observed[rows.cpu()].to(self.device), labels)
+
+
+def _flat_of(samples: Sequence[SampleTokens | None], width: int, device: torch.device | str) -> _Flat:
+    lengths = np.array([0 if sample is None else len(sample.tokens) for sample in samples], np.int64)
+    present = [sample for sample in samples if sample is not None]
+    tokens = [*(sample.tokens for sample in present), np.zeros((1, width), np.float32)]
+    maskable = [*(sample.maskable for sample in present), np.zeros(1, bool)]
+    return _Flat(
+        torch.from_numpy(np.concatenate(tokens)).to(device),
+        torch.from_numpy(np.concatenate(maskable)).to(device),
+        torch.from_numpy(np.cumsum(lengths) - lengths).to(device),
+        torch.from_numpy(lengths).to(device),
+    )
 
 
 def _load_flat(store: TokenStore, sample_ids: Sequence[str], device: torch.device | str) -> _Flat:

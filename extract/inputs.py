@@ -61,7 +61,7 @@ class InputBank:
         for name, encoder in encoders.items():
             unreadable[name] = Counter()
             items[name] = [_prepared(table, row, name, encoder, unreadable[name]) for row in rows]
-        labels = torch.from_numpy(np.asarray(table.labels(split), np.float32))
+        labels = torch.tensor(table.labels(split), dtype=torch.float32)
         return cls(encoders, items, labels, tuple(table.ids(split)), unreadable)
 
     @property

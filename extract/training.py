@@ -168,4 +168,5 @@ def _report(
         f"{describe}: epoch {epoch}/{settings.max_epochs}  loss {last['loss']:.4f}  monitor {last['monitor']:.4f}"
         f"  best epoch {best_epoch + 1}  {seconds:.1f} s/epoch  at most {left:.0f} s left",
         highlight=False,
+        soft_wrap=True,
     )

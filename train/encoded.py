@@ -5,15 +5,21 @@ tokens. `EncodedSource` is the joint stage's `TokenSource`: the mask replaces to
 gradients reach the encoder, its placeholder V and the mask predictor. Only the rows that have a modality are encoded.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from cache.bank import TokenBatch
+from cache.bank import TokenBank, TokenBatch
+from cache.parts import SampleTokens
 from extract.encoders.base import Embedded, Encoder
+from extract.encoders.registry import load_encoder
+from extract.extraction import encode_items
 from extract.inputs import InputBank, InputBatch
+from extract.samples import SamplesTable
 from train.methods.base import Projections, Tokens
 
 
@@ -70,6 +76,22 @@ class EncodedSource:
         own = mask[rows, : embedded.valid.shape[1]]
         native = self.encoders[modality].encode_masked(embedded, own) * embedded.valid[:, :, None]
         return self.project.project(modality, scatter(native, rows, len(mask)))
+
+
+def encoded_bank(checkpoint: Path, table: SamplesTable, batch_size: int, split: str = "test") -> TokenBank:
+    """Encode a split once, with a joint checkpoint's own encoders, into a resident bank in the order of the table."""
+    config = json.loads((checkpoint / "config.json").read_text())
+    encoders = {m: load_encoder(checkpoint / folder) for m, folder in config["encoders"].items()}
+    inputs = InputBank.load(table, split, encoders)
+    sequences: dict[str, list[SampleTokens | None]] = {}
+    for name, encoder in encoders.items():
+        encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+        items = [(str(row), "", item) for row, item in enumerate(inputs.items[name]) if item is not None]
+        sequences[name] = [None] * len(inputs)
+        for start in range(0, len(items), batch_size):
+            for sample in encode_items(encoder, items[start : start + batch_size], "float32"):
+                sequences[name][int(sample.sample_id)] = sample
+    return TokenBank.of(sequences, {m: encoder.width for m, encoder in encoders.items()}, inputs.labels)
 
 
 class EncodedBank:

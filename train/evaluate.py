@@ -24,6 +24,7 @@ from extract.task import LabelSpec
 from train.bootstrap import paired_bootstrap
 from train.checkpoint import load_checkpoint
 from train.config import EvaluateSettings
+from train.encoded import encoded_bank
 from train.methods.base import Method
 from train.scenarios import Scenario, build_scenarios, write_masks
 from train.scoring import Bank, predict_bank
@@ -70,7 +71,7 @@ def evaluate_checkpoints(
         raise UserError("Evaluation needs test labels and at least one checkpoint. Run `selfmask train`.")
     ids, observed = list(sample_ids or table.ids("test")), bank.observed.cpu().numpy()
     scenarios = build_scenarios(ids, observed, bank.modalities, settings.mask_seed, settings.missing_rates)
-    runs = _predict_all(folders, bank, scenarios, table.info.label, settings.batch_size, token_keys)
+    runs = _predict_all(folders, bank, table, scenarios, settings.batch_size, token_keys)
     labels = bank.labels.cpu().numpy()
     protocol = next(s for s in scenarios if s.name == "protocol")
     write_masks(out / "masks.parquet", ids, protocol, bank.modalities, settings.mask_seed)
@@ -119,24 +120,25 @@ def compare(runs: Sequence[Run], labels: Array, label: LabelSpec, settings: Eval
 def _predict_all(
     folders: Mapping[str, Sequence[Path]],
     bank: Bank,
+    table: SamplesTable,
     scenarios: Sequence[Scenario],
-    label: LabelSpec,
     batch_size: int,
     token_keys: Mapping[str, Any] | None,
 ) -> list[Run]:
-    runs, device = [], "cuda" if torch.cuda.is_available() else "cpu"
+    runs, device, label = [], "cuda" if torch.cuda.is_available() else "cpu", table.info.label
     with Progress(console=Console(stderr=True)) as progress:  # stdout is for --json
         total = sum(map(len, folders.values())) * len(scenarios)
         task = progress.add_task("evaluate", total=total)
         for name, paths in folders.items():
             for position, path in enumerate(paths):
                 method, config = load_checkpoint(path)
-                _check(path, method, config, bank, label, token_keys)
+                own = encoded_bank(path, table, batch_size) if config.get("stage") == "joint" else bank
+                _check(path, method, config, own, label, token_keys)
                 predicted, known = {}, {}  # equal masks, such as rate 0 and natural, are computed once
                 for scenario in scenarios:
                     content = scenario.kept.tobytes()
                     if content not in known:
-                        known[content] = predict_bank(method.to(device), bank, scenario.kept, batch_size)
+                        known[content] = predict_bank(method.to(device), own, scenario.kept, batch_size)
                     predicted[scenario.name] = known[content]
                     progress.advance(task)
                 runs.append(Run(name, int(config.get("seed", position)), predicted))

@@ -71,7 +71,7 @@ def drop_at_rate(sample_ids: Sequence[str], observed: BoolArray, rate: float, se
     for row, sample_id in enumerate(sample_ids):
         draw = _sample_generator(seed, sample_id, "rate").random(observed.shape[1])
         kept[row] &= draw >= rate
-        if not kept[row].any():
+        if observed[row].any() and not kept[row].any():
             kept[row, np.argmax(np.where(observed[row], draw, -1.0))] = True
     return kept
 
