@@ -161,5 +161,5 @@ class _Progress:
         self.console.print(
             f"extract {self.modality}: {self.done}/{self.total} samples, {rate:.0f}/s, about {left:.0f} s left",
             highlight=False,
-        soft_wrap=True,
+            soft_wrap=True,
         )

@@ -14,6 +14,10 @@ class MovingAverage(nn.Module):
         self.average = copy.deepcopy(module).requires_grad_(False)
         self.tau = tau
 
+    def train(self, mode: bool = True) -> "MovingAverage":
+        """Stay in evaluation mode: the average scores without dropout."""
+        return super().train(False)
+
     @torch.no_grad()
     def update(self, module: nn.Module) -> None:
         """Move the average one step towards `module` (Algorithm 1, after the optimiser step)."""

@@ -27,6 +27,7 @@ class TokenTransformer(nn.Module):
             batch_first=True,
             norm_first=True,
         )
+        layer.self_attn.dropout = 0.0  # dropout on residuals and feed-forward alone: keeps the fused attention kernel
         self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(model.width), enable_nested_tensor=False)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:

@@ -1,0 +1,76 @@
+"""Pictures of the report: curves over missing modalities, and the masks that SelfMask chose (the paper's figure 3).
+
+Colours are the Okabe-Ito palette, readable with any colour vision; lines also differ by marker.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+
+from cache.publish import replacing
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+MARKERS = "osD^vP*"
+MASKED = "#D55E00"
+
+
+def curves(frame: pd.DataFrame, x: str, metric: str, x_label: str, path: Path) -> None:
+    """Draw a metric against `x`, one line per method: mean over seeds with a band of one standard deviation."""
+    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    for number, (method, rows) in enumerate(frame.groupby("method", sort=False)):
+        summary = rows.groupby(x)[metric].agg(["mean", "std"])
+        colour = COLOURS[number % len(COLOURS)]
+        axes.plot(summary.index, summary["mean"], color=colour, marker=MARKERS[number % len(MARKERS)], label=method)
+        spread = summary["std"].fillna(0)
+        axes.fill_between(
+            summary.index, summary["mean"] - spread, summary["mean"] + spread, color=colour, alpha=0.15, lw=0
+        )
+    axes.set(xlabel=x_label, ylabel=metric)
+    if (frame[x] % 1 == 0).all():
+        axes.set_xticks(sorted(frame[x].unique()))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False)
+    save(figure, path)
+
+
+def masked_image(pixels: np.ndarray, boxes: Sequence[tuple[float, ...]], mask: Sequence[bool], axes: Any) -> None:
+    """Draw an image [S, S] or [S, S, 3] with its masked patches covered."""
+    axes.imshow(pixels, cmap="gray")
+    for (x0, y0, x1, y1), hidden in zip(boxes, mask, strict=True):
+        if hidden:
+            axes.add_patch(plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, color=MASKED, alpha=0.6, lw=0))
+    axes.set_axis_off()
+
+
+def masked_spans(spans: Sequence[tuple[float, ...]], mask: Sequence[bool], axes: Any) -> None:
+    """Shade the masked (start, end) spans of a series or a recording."""
+    for (start, end), hidden in zip(spans, mask, strict=True):
+        if hidden:
+            axes.axvspan(start, end, color=MASKED, alpha=0.3, lw=0)
+
+
+def masked_text(text: str, spans: Sequence[tuple[float, ...]], mask: Sequence[bool], axes: Any) -> None:
+    """Write the tokens in lines, masked ones on a coloured ground."""
+    axes.set_axis_off()
+    place, line, per_line = 0.0, 0, 64
+    for (start, end), hidden in zip(spans, mask, strict=True):
+        word = text[int(start) : int(end)]
+        if place + len(word) > per_line:
+            place, line = 0.0, line + 1
+        ground = {"facecolor": MASKED, "alpha": 0.4, "edgecolor": "none", "pad": 1.0} if hidden and word else None
+        axes.text(place / per_line, 1 - line * 0.12, word, family="monospace", fontsize=7.5, va="top", bbox=ground)
+        place += len(word) + 1
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a PNG and close the figure."""
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=150, format="png")
+    plt.close(figure)
