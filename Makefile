@@ -18,7 +18,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed
 	touch $@
 
 data/raw/icu: | $(VENV)/.installed
-	selfmask simulate icu --out $@
+	selfmask simulate icu --stays 600 --out $@
 
 demo: $(VENV)/.installed data/raw/icu
 	dvc repro

@@ -73,3 +73,149 @@ def clips_per_speaker(rate: float) -> int:
     Equal numbers per speaker make n = 3 x this: 6, 12, 15 and 21 of 105 at 5, 10, 15 and 20 %.
     """
     return math.floor(rate * len(TRAIN_TAKES) + 0.5)
+
+
+def _check_options(options: Mapping[str, Any]) -> int:
+    if set(options) != OPTIONS:
+        raise UserError(f"Options of avmnist are {sorted(OPTIONS)}; given: {sorted(options)}.")
+    rate, share = float(options["audio_rate"]), float(options["valid_share"])
+    kept = clips_per_speaker(rate) if math.isfinite(rate) else 0
+    if not 1 <= kept <= len(TRAIN_TAKES):
+        raise UserError(
+            f"audio_rate is {rate}; it must be in (0, 1] and keep a clip per speaker and digit: at least 0.02. "
+            "For images alone set dataset.modalities to [image]."
+        )
+    if not 0 < share < 1:
+        raise UserError(f"valid_share is {share}; it must lie between 0 and 1.")
+    return kept
+
+
+def _pairs(part: str, digit: int, labels: np.ndarray) -> list[dict[str, Any]]:
+    """Pair a digit's images with its clips, both in string order of their file names."""
+    clips = sorted(f"{digit}_{speaker}_{take}.wav" for speaker in SPEAKERS for take in TAKES[part])
+    ordered = sorted(np.flatnonzero(labels == digit).tolist(), key=lambda index: f"{index}.png")
+    if len(ordered) < len(clips):
+        raise UserError(
+            f"MNIST's {IDX_NAMES[part]} files hold {len(ordered)} images of digit {digit}; "
+            f"{len(clips)} are needed. Download the complete files."
+        )
+    indices = ordered[: len(clips)] if part == "train" else ordered[-len(clips) :]
+    return [
+        {
+            "sample_id": f"{part}-{digit}-{place:03d}",
+            "group_id": f"{part}-{digit}-{place:03d}",
+            "split": part,
+            "label": digit,
+            "index": index,
+            "speaker": clip.split("_")[1],
+            "image_path": f"images/{part}_{index}.png",
+            "audio_path": f"audio/{clip}",
+            "audio_missing_reason": None,
+        }
+        for place, (index, clip) in enumerate(zip(indices, clips, strict=True))
+    ]
+
+
+def _set_valid(frame: pd.DataFrame, share: float, salt: str) -> None:
+    train = frame.index[frame["split"] == "train"]
+    chosen = stratified_share(frame.loc[train, "group_id"].tolist(), frame.loc[train, "label"].to_numpy(), share, salt)
+    frame.loc[train[chosen], "split"] = "valid"
+
+
+def _drop_audio(frame: pd.DataFrame, kept: int, salt: str) -> None:
+    """Set the clips of train and valid to null but for `kept` of each digit and speaker, the lowest hashes."""
+    training = frame[frame["split"] != "test"]
+    for _, rows in training.groupby(["label", "speaker"]):
+        fractions = rows["sample_id"].map(lambda sample: hash_fraction(sample, salt))
+        left_out = fractions.sort_values(kind="stable").index[kept:]
+        frame.loc[left_out, "audio_path"] = None
+        frame.loc[left_out, "audio_missing_reason"] = REASON
+
+
+def _info(frame: pd.DataFrame, options: Mapping[str, Any]) -> DatasetInfo:
+    names = tuple(str(digit) for digit in DIGITS)
+    return DatasetInfo(
+        name="avmnist",
+        label=LabelSpec(kind="multiclass", names=("digit",), classes=names),
+        modalities=(
+            ModalitySpec(name="image", kind="image", column="image_path"),
+            ModalitySpec(name="audio", kind="audio", column="audio_path"),
+        ),
+        source={"image": "MNIST (CC BY-SA 3.0)", "audio": "Free Spoken Digit Dataset (CC BY-SA 4.0)"},
+        options=dict(options),
+        counts=(CountStep(step="pairs", kept=len(frame), dropped=0),),
+    )
+
+
+def _clip_folder(fsdd: Path) -> Path:
+    folder = fsdd / "recordings" if (fsdd / "recordings").is_dir() else fsdd
+    names = [f"{d}_{s}_{t}.wav" for d in DIGITS for s in SPEAKERS for takes in TAKES.values() for t in takes]
+    absent = [name for name in names if not (folder / name).is_file()]
+    if absent:
+        raise UserError(
+            f"{folder} lacks {len(absent)} of the {len(names)} clips <digit>_<speaker>_<take>.wav of "
+            f"{', '.join(SPEAKERS)}, for instance {absent[0]}. --fsdd must name the Free Spoken Digit Dataset, v1.0.8+."
+        )
+    return folder
+
+
+def _copy_clips(frame: pd.DataFrame, source: Path, out: Path) -> None:
+    with_audio = frame["audio_path"].dropna()
+    partial = _empty(out / ".audio.partial")
+    for name in sorted(Path(path).name for path in with_audio):
+        try:
+            frames = soundfile.info(source / name).frames
+            shutil.copyfile(source / name, partial / name)
+        except (soundfile.LibsndfileError, OSError) as error:
+            raise UserError(f"{source / name} is no readable wav file. Download it again.") from error
+        if not frames:
+            raise UserError(f"{source / name} holds no sound. Download it again.")
+    publish_folder(partial, out / "audio")
+
+
+def _write_images(frame: pd.DataFrame, pixels: Mapping[str, np.ndarray], out: Path) -> None:
+    partial = _empty(out / ".images.partial")
+    for path, index in zip(frame["image_path"], frame["index"], strict=True):
+        name = Path(path).name
+        Image.fromarray(pixels[name.partition("_")[0]][index]).save(partial / name)
+    publish_folder(partial, out / "images")
+
+
+def _empty(folder: Path) -> Path:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    return folder
+
+
+def _read_mnist(folder: Path, part: str) -> tuple[np.ndarray, np.ndarray]:
+    """Return a part's images, uint8 [N, rows, columns], and labels, uint8 [N]."""
+    pixels = _read_idx(folder, f"{IDX_NAMES[part]}-images-idx3-ubyte", 3)
+    labels = _read_idx(folder, f"{IDX_NAMES[part]}-labels-idx1-ubyte", 1)
+    if len(pixels) != len(labels):
+        raise UserError(f"MNIST's {IDX_NAMES[part]} files hold {len(pixels)} images but {len(labels)} labels.")
+    return pixels, labels
+
+
+def _read_idx(folder: Path, name: str, dimensions: int) -> np.ndarray:
+    """Read an idx file of unsigned bytes: magic 0, 0, 8, dimensions; sizes as big-endian int32; content."""
+    path = next((p for p in (folder / f"{name}.gz", folder / name) if p.is_file()), None)
+    if path is None:
+        raise UserError(
+            f"There is neither {folder / name}.gz nor {name}. --mnist must name the folder of the idx files."
+        )
+    try:
+        data = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path} is no complete gzip file. Download it again.") from error
+    start = 4 + 4 * dimensions
+    sizes = _idx_sizes(data[:start], dimensions)
+    if sizes is None or len(data) != start + math.prod(sizes):
+        raise UserError(f"{path} is no complete idx file of {dimensions} dimension(s). Download it again.")
+    return np.frombuffer(data, np.uint8, offset=start).reshape(sizes)
+
+
+def _idx_sizes(header: bytes, dimensions: int) -> Sequence[int] | None:
+    if len(header) != 4 + 4 * dimensions or header[:4] != bytes((0, 0, 8, dimensions)):
+        return None
+    return [int(size) for size in np.frombuffer(header, ">u4", offset=4)]
