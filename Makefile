@@ -1,41 +1,56 @@
 # make demo: install, simulate a small ICU cohort, run the whole pipeline.  make test: the default test suite.
+# Needs Python 3.11 or newer, git and make. PYTHON=python3.12 make demo chooses the interpreter.
 PYTHON ?= python3
 VENV := .venv
-export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+BIN := $(VENV)/bin
+# DVC's commands say `python`: it must be the environment's.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
 export DVC_NO_ANALYTICS := 1
+# Nothing below needs the hub; HF_HUB_OFFLINE=0 make ... lets pretrained encoders be fetched.
 export HF_HUB_OFFLINE ?= 1
+
+# The data set that params.yaml chooses, for the closing lines of the demo.
+DATASET = $(shell sed -n '/^dataset:/,/name:/s/^  name: *\([A-Za-z0-9_-]*\).*/\1/p' params.yaml)
 
 .PHONY: demo test slow lint clean
 
-$(VENV)/.installed: pyproject.toml
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: $(PYTHON) is older than Python 3.11. Run: PYTHON=python3.11 make $(MAKECMDGOALS)" >&2; exit 2; }
 	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet 'torch>=2.6,<2.14'
-	$(VENV)/bin/python -m pip install --quiet -e .
-	touch $@
+
+# The stamps make a second run install nothing; a changed pyproject.toml installs again.
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -e .
+	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(VENV)/bin/python -m pip install --quiet -e '.[dev]'
-	touch $@
+	$(BIN)/python -m pip install --disable-pip-version-check -e '.[dev]'
+	@touch $@
 
 data/raw/icu: | $(VENV)/.installed
-	selfmask simulate icu --stays 600 --out $@
+	$(BIN)/selfmask simulate icu --stays 600 --out $@
 
 demo: $(VENV)/.installed data/raw/icu
-	dvc repro
-	@cat reports/icu/report.md
-	@echo "pictures: reports/icu/*.png"
+	$(BIN)/dvc repro
+	@echo
+	@cat reports/$(DATASET)/report.md
+	@echo "Pictures:"
+	@ls $(CURDIR)/reports/$(DATASET)/*.png
 
 test: $(VENV)/.installed-dev
-	python -m pytest
+	$(BIN)/python -m pytest
 
 slow: $(VENV)/.installed-dev
-	python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev
-	ruff check .
-	ruff format --check .
-	mypy
-	lint-imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
 
+# Removes what can be built again; data/raw is kept, because it may be yours.
 clean:
-	rm -rf $(VENV) data models metrics reports .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) data/*/samples data/*/tokens models metrics reports
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

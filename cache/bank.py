@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError
-from cache.parts import SampleTokens, read_array
+from cache.parts import SampleTokens, stored_dtype
 from cache.store import Place, TokenStore
 
 
@@ -35,6 +35,15 @@ class TokenBatch:
     def modalities(self) -> tuple[str, ...]:
         """Names in the order of `observed`'s columns."""
         return tuple(self.tokens)
+
+    def to(self, device: torch.device | str) -> "TokenBatch":
+        """Return the batch on another device."""
+        tokens, valid, maskable = (
+            {name: value.to(device) for name, value in values.items()}
+            for values in (self.tokens, self.valid, self.maskable)
+        )
+        labels = None if self.labels is None else self.labels.to(device)
+        return TokenBatch(tokens, valid, maskable, self.observed.to(device), labels)
 
     def with_observed(self, observed: Tensor) -> "TokenBatch":
         """Return the batch with another observed mask [B, M]."""
@@ -71,13 +80,16 @@ class TokenBank:
     ) -> "TokenBank":
         """Load the tokens of `sample_ids` from each modality's complete cache.
 
-        A sample without tokens in a modality has observed = False there.
+        A sample that a cache's view lacks, or that failed, has observed = False there.
 
         Raises:
-            UserError: a cache is incomplete, or no sample is given.
+            UserError: a cache is incomplete, no cache is given, or the labels are not one a sample.
+            CorruptCacheError: tokens that a view promises are gone.
         """
-        if not sample_ids:
-            raise UserError("A token bank needs at least one sample. Check the split with `selfmask check`.")
+        if not stores:
+            raise UserError("A token bank needs the cache of at least one modality. Run `selfmask extract`.")
+        if labels is not None and len(labels) != len(sample_ids):
+            raise UserError(f"{len(labels)} labels were given for {len(sample_ids)} samples; there must be one each.")
         flats = {m: _load_flat(store, sample_ids, device) for m, store in stores.items()}
         known = None if labels is None else torch.tensor(labels, dtype=torch.float32)
         return cls(flats, known, device)
@@ -100,16 +112,17 @@ class TokenBank:
     def batch(self, rows: Tensor) -> TokenBatch:
         """Gather the given samples, int64 [B], padded to the longest of them."""
         tokens, valid, maskable = {}, {}, {}
-        device_rows = rows.to(self.device)
+        host_rows, device_rows = rows.cpu(), rows.to(self.device)
         for name, flat in self._flats.items():
             lengths = flat.lengths[device_rows]
-            place = torch.arange(max(1, int(lengths.max())), device=self.device)
+            longest = int(self.lengths[name][host_rows].max()) if len(rows) else 0  # on the host: no device sync
+            place = torch.arange(max(1, longest), device=self.device)
             valid[name] = place[None] < lengths[:, None]
             index = torch.where(valid[name], flat.starts[device_rows, None] + place, len(flat.tokens) - 1)
             tokens[name] = flat.tokens[index].float()
             maskable[name] = flat.maskable[index]
-        labels = None if self.labels is None else self.labels[rows.cpu()].to(self.device)
-        return TokenBatch(tokens, valid, maskable, self.observed[rows.cpu()].to(self.device), labels)
+        labels = None if self.labels is None else self.labels[host_rows].to(self.device)
+        return TokenBatch(tokens, valid, maskable, self.observed[host_rows].to(self.device), labels)
 
 
 def _flat_of(samples: Sequence[SampleTokens | None], width: int, device: torch.device | str) -> _Flat:
@@ -126,8 +139,7 @@ def _flat_of(samples: Sequence[SampleTokens | None], width: int, device: torch.d
 
 
 def _load_flat(store: TokenStore, sample_ids: Sequence[str], device: torch.device | str) -> _Flat:
-    view, places = store.view(), store.places()
-    found = [places.get((i, view.get(i, ""))) for i in sample_ids]
+    found = store.locate(sample_ids)
     starts, lengths = np.zeros(len(found), np.int64), np.zeros(len(found), np.int64)
     tokens, flags, total = [], [], 0
     by_part: dict[str, list[tuple[int, Place]]] = {}
@@ -135,24 +147,21 @@ def _load_flat(store: TokenStore, sample_ids: Sequence[str], device: torch.devic
         if place is not None:
             by_part.setdefault(place.part, []).append((row, place))
     for entry in store.entries():
-        offsets = np.asarray(read_array(store.path, entry, "offsets"))
-        mapped, bits = read_array(store.path, entry, "tokens"), store.maskable_bits(entry)
-        for row, place in sorted(by_part.get(entry["part"], []), key=lambda pair: pair[1].row):
+        if entry["part"] not in by_part:
+            continue
+        mapped, offsets, bits = store.read_part(entry)
+        for row, place in sorted(by_part[entry["part"]], key=lambda pair: pair[1].row):
             start, end = int(offsets[place.row]), int(offsets[place.row + 1])
             starts[row], lengths[row] = total, end - start
-            tokens.append(np.asarray(mapped[start:end]))
+            tokens.append(np.asarray(mapped[start:end]))  # a view of the mapped file: copied once, below
             flags.append(bits[start:end])
             total += end - start
     return _Flat(
-        _as_tensor([*tokens, np.zeros((1, store.width), _bank_dtype(store))], store.dtype).to(device),
+        _as_tensor([*tokens, np.zeros((1, store.width), stored_dtype(store.dtype))], store.dtype).to(device),
         torch.from_numpy(np.concatenate([*flags, np.zeros(1, bool)])).to(device),
         torch.from_numpy(starts).to(device),
         torch.from_numpy(lengths).to(device),
     )
-
-
-def _bank_dtype(store: TokenStore) -> str:
-    return "uint16" if store.dtype == "bfloat16" else store.dtype
 
 
 def _as_tensor(pieces: list[np.ndarray], dtype: str) -> Tensor:

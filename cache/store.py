@@ -5,24 +5,41 @@ is renamed into place last. So any number of writers may append, and a kill at a
 being written. The *view*, published when an extraction is complete, says which (sample, digest) a reader gets.
 """
 
-import json
-import shutil
-import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cache.errors import CorruptCacheError, UserError
+from cache.errors import CorruptCacheError, StaleCacheError, UserError
 from cache.key import CacheKey
-from cache.parts import REMEDY, SampleTokens, from_stored, read_array, strings, write_part
-from cache.publish import file_sha256, fingerprint, write_json
+from cache.manifest import (
+    PART_REMEDY,
+    entry_paths,
+    read_entries,
+    read_entry,
+    read_failures,
+    read_view,
+    write_failures,
+    write_view,
+)
+from cache.parts import (
+    SampleTokens,
+    from_stored,
+    map_tokens,
+    read_identities,
+    read_maskable,
+    read_offsets,
+    write_part,
+)
+from cache.publish import file_sha256, fingerprint
+from cache.root import read_root, root_document, write_root
+from cache.verify import VerifyReport, check_sizes, document_problems, find_orphans, part_problems, remove_old
 
-FORMAT_VERSION = 1
-ORPHAN_AGE_S = 24 * 3600
 DTYPES = ("float16", "bfloat16", "float32")
+
+__all__ = ["DTYPES", "Place", "SampleTokens", "TokenStore", "VerifyReport"]
 
 
 @dataclass(frozen=True)
@@ -33,43 +50,36 @@ class Place:
     row: int
 
 
-@dataclass(frozen=True)
-class VerifyReport:
-    """What `TokenStore.verify` found."""
-
-    problems: list[str]
-    parts: int
-    samples: int
-    orphans: int
-    removed: list[str] = field(default_factory=list)
-
-
 class TokenStore:
     """Open token cache; attributes `path`, `key`, `width` and `dtype`."""
 
     def __init__(self, path: Path, key: CacheKey, width: int, dtype: str) -> None:
         self.path, self.key, self.width, self.dtype = path, key, width, dtype
+        # Every part names it, so that parts of another cache are refused even if their files were copied here.
+        self.identity = fingerprint([key.digest(), width, dtype])
 
     @classmethod
     def create(cls, path: Path, key: CacheKey, width: int, dtype: str = "float16") -> "TokenStore":
-        """Create a cache, or open the one that is there if its key is the same.
+        """Create a cache, or open the one that is there if its key, width and dtype are the same.
 
         Raises:
-            StaleCacheError: the cache at `path` has another key.
-            UserError: unknown `dtype`.
+            StaleCacheError: the cache at `path` has another key, width or dtype; names the differing fields.
+            UserError: unknown `dtype`, or a width below one.
         """
         if dtype not in DTYPES:
-            raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}.")
-        if (path / "zarr.json").exists():
-            store = cls.open(path)
-            store.key.require_same(key, path)
-            return store
-        for folder in ("parts", "manifest"):
-            (path / folder).mkdir(parents=True, exist_ok=True)
-        attributes = {"format": FORMAT_VERSION, "key": key.model_dump(mode="json"), "width": width, "dtype": dtype}
-        document = {"zarr_format": 3, "node_type": "group", "attributes": {"selfmask": attributes}}
-        write_json(path / "zarr.json", document)
-        return cls(path, key, width, dtype)
+            raise UserError(f"dtype '{dtype}' is not one of {', '.join(DTYPES)}. Set extract.dtype.")
+        if width < 1:
+            raise UserError(f"Tokens need a width of at least one, not {width}.")
+        if not (path / "zarr.json").exists():
+            write_root(path, key, width, dtype)
+        store = cls.open(path)  # what is on disk counts: another writer may have been first
+        store.key.require_same(key, path)
+        if (store.width, store.dtype) != (width, dtype):
+            raise StaleCacheError(
+                f"{path} holds other tokens (width: cached {store.width}, wanted {width}; dtype: cached {store.dtype}, "
+                f"wanted {dtype}). Run `selfmask extract` again, or choose another folder."
+            )
+        return store
 
     @classmethod
     def open(cls, path: Path) -> "TokenStore":
@@ -77,64 +87,76 @@ class TokenStore:
 
         Raises:
             UserError: there is no cache at `path`.
-            CorruptCacheError: a listed file is absent or has another size.
+            StaleCacheError: the cache has another format version.
+            CorruptCacheError: a listed file is absent or has another size, or a document is damaged.
         """
-        try:
-            attributes = json.loads((path / "zarr.json").read_text())["attributes"]["selfmask"]
-            key = CacheKey.model_validate(attributes["key"])
-        except FileNotFoundError as error:
-            raise UserError(f"There is no token cache at {path}. Run `selfmask extract`.") from error
-        except (KeyError, ValueError) as error:
-            raise CorruptCacheError(
-                f"{path}/zarr.json is not a token cache's ({type(error).__name__}). {REMEDY}"
-            ) from error
-        if attributes["format"] != FORMAT_VERSION:
-            raise UserError(f"{path} has format {attributes['format']}; this version reads {FORMAT_VERSION}.")
-        store = cls(path, key, attributes["width"], attributes["dtype"])
-        store._check_sizes()
+        if not (path / "zarr.json").is_file():
+            raise UserError(f"There is no token cache at {path}. Run `selfmask extract`.")
+        store = cls(path, *read_root(path))
+        for entry in store.entries():
+            check_sizes(path, entry)
         return store
 
     def append(self, samples: Sequence[SampleTokens]) -> str | None:
-        """Publish the samples as one immutable part; returns its id, None for no samples."""
-        return write_part(self.path, samples, self.width, self.dtype) if samples else None
+        """Publish the samples as one immutable part; returns its id, None for no samples.
+
+        Raises:
+            UserError: tokens have another width or are not finite in this cache's dtype, or the disk is full.
+        """
+        return write_part(self.path, self.identity, samples, self.width, self.dtype) if samples else None
 
     def entries(self) -> list[dict[str, Any]]:
         """Return the manifest entries, ordered by part id."""
-        return [self._entry(path) for path in sorted((self.path / "manifest").glob("*.json"))]
+        return read_entries(self.path, self.identity)
 
     def places(self) -> dict[tuple[str, str], Place]:
         """Return where each (sample id, digest) lies; of duplicates the first by part id."""
         found: dict[tuple[str, str], Place] = {}
         for entry in self.entries():
-            ids = strings(read_array(self.path, entry, "sample_ids"))
-            digests = strings(read_array(self.path, entry, "digests"))
-            for row, identity in enumerate(zip(ids, digests, strict=True)):
+            for row, identity in enumerate(read_identities(self.path, entry)):
                 found.setdefault(identity, Place(entry["part"], row))
         return found
 
+    def locate(self, sample_ids: Sequence[str]) -> list[Place | None]:
+        """Return where the view's tokens of each sample lie; None if the view lacks it or it failed.
+
+        Raises:
+            UserError: no extraction has completed.
+            CorruptCacheError: tokens that the view promises are gone; they must not count as a missing modality.
+        """
+        view, places, failed = self.view(), self.places(), read_failures(self.path)
+        self._require_all(((i, view[i]) for i in sample_ids if i in view), places.keys() | failed.keys())
+        return [places.get((i, view[i])) if i in view else None for i in sample_ids]
+
     def missing_from(self, wanted: Mapping[str, str]) -> list[str]:
         """Return the ids of `wanted` (id to digest) that have neither tokens nor a recorded failure."""
-        have, failed = self.places(), self._failed()
-        return [
-            i for i, digest in wanted.items() if (i, digest) not in have and failed.get(i, {}).get("digest") != digest
-        ]
+        done = self.places().keys() | read_failures(self.path).keys()
+        return [i for i, digest in wanted.items() if (i, digest) not in done]
 
     def record_failures(self, failures: Mapping[str, tuple[str, str]]) -> None:
         """Remember samples that cannot be encoded: id to (digest, reason)."""
         if failures:
-            new = {i: {"digest": digest, "reason": reason} for i, (digest, reason) in failures.items()}
-            write_json(self.path / "failures.json", {**self._failed(), **new})
+            write_failures(self.path, failures)
 
     def failures(self) -> dict[str, str]:
-        """Return id to reason of the samples that could not be encoded."""
-        return {i: str(record["reason"]) for i, record in self._failed().items()}
+        """Return id to reason of the samples without tokens: of the view, or all before there is one."""
+        view, places = read_view(self.path), self.places()
+        return {
+            i: reason
+            for (i, digest), reason in read_failures(self.path).items()
+            if (i, digest) not in places and (view is None or view.get(i) == digest)
+        }
 
     def publish_view(self, wanted: Mapping[str, str]) -> None:
-        """Declare the extraction of `wanted` (id to digest) complete; readers see exactly these samples."""
+        """Declare the extraction of `wanted` (id to digest) complete; readers see exactly these samples.
+
+        Raises:
+            UserError: a sample has neither tokens nor a recorded failure.
+        """
         absent = self.missing_from(wanted)
         if absent:
             raise UserError(f"{self.path}: {len(absent)} samples are not extracted yet. Run `selfmask extract`.")
-        write_json(self.path / "view.json", dict(wanted))
+        write_view(self.path, wanted)
 
     def view(self) -> dict[str, str]:
         """Return id to digest of the complete extraction.
@@ -142,36 +164,48 @@ class TokenStore:
         Raises:
             UserError: no extraction has completed.
         """
-        path = self.path / "view.json"
-        if not path.exists():
+        view = read_view(self.path)
+        if view is None:
             raise UserError(
                 f"The extraction into {self.path} is not complete. Run `selfmask extract` again to finish it."
             )
-        return dict(json.loads(path.read_text()))
+        return view
 
     def read(self, sample_ids: Sequence[str]) -> list[SampleTokens]:
-        """Read samples of the view; float32 tokens [T, width].
+        """Read samples of the view, in the order asked for; float32 tokens [T, width].
 
         Raises:
             UserError: a sample has no tokens here.
         """
-        view, places = self.view(), self.places()
-        absent = [i for i in sample_ids if (i, view.get(i, "")) not in places]
+        places, view = self.locate(sample_ids), self.view()
+        absent = sum(place is None for place in places)
         if absent:
-            raise UserError(f"{len(absent)} of the samples have no tokens in {self.path}. Run `selfmask extract`.")
-        entries = {entry["part"]: entry for entry in self.entries()}
-        return [self._sample(i, view[i], entries, places[(i, view[i])]) for i in sample_ids]
+            raise UserError(f"{absent} of the samples have no tokens in {self.path}. Run `selfmask extract`.")
+        wanted, parts = {place.part for place in places if place}, {}
+        for entry in self.entries():
+            if entry["part"] in wanted:
+                parts[entry["part"]] = self.read_part(entry)
+        found = []
+        for i, place in zip(sample_ids, places, strict=True):
+            assert place is not None
+            tokens, offsets, maskable = parts[place.part]
+            own = slice(int(offsets[place.row]), int(offsets[place.row + 1]))
+            found.append(SampleTokens(i, view[i], from_stored(np.asarray(tokens[own]), self.dtype), maskable[own]))
+        return found
+
+    def read_part(self, entry: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return tokens (mapped, stored type) [tokens, width], offsets [samples + 1] and maskable [tokens]."""
+        return map_tokens(self.path, entry), read_offsets(self.path, entry), read_maskable(self.path, entry)
 
     def content_digest(self) -> str:
         """Return a digest of key, parts and view: what training on this cache depends on."""
         view = self.path / "view.json"
-        parts = [file_sha256(path) for path in sorted((self.path / "manifest").glob("*.json"))]
-        return fingerprint([self.key.digest(), parts, file_sha256(view) if view.exists() else None])
+        parts = [file_sha256(path) for path in entry_paths(self.path)]
+        return fingerprint([self.identity, parts, file_sha256(view) if view.exists() else None])
 
     def info(self) -> dict[str, Any]:
         """Return key, counts and bytes."""
-        entries = self.entries()
-        complete = (self.path / "view.json").exists()
+        entries, view = self.entries(), read_view(self.path)
         return {
             "path": str(self.path),
             "key": self.key.model_dump(mode="json"),
@@ -182,78 +216,43 @@ class TokenStore:
             "samples": sum(e["samples"] for e in entries),
             "tokens": sum(e["tokens"] for e in entries),
             "bytes": sum(e["bytes"] for e in entries),
-            "complete": complete,
-            "in_view": len(self.view()) if complete else 0,
-            "failures": len(self._failed()),
+            "complete": view is not None,
+            "in_view": len(view or {}),
+            "failures": len(self.failures()),
         }
 
     def verify(self, clean: bool = False) -> VerifyReport:
-        """Check every checksum, decode every array through zarr, and look for orphans (unpublished parts).
+        """Read everything and check every checksum, that the view is covered, and for orphans (unpublished parts).
 
         Args:
             clean: remove orphans older than a day.
         """
-        problems, samples, entries = [], 0, []
-        for path in sorted((self.path / "manifest").glob("*.json")):
+        problems, entries = document_problems(self.path, root_document(self.key, self.width, self.dtype)), []
+        for path in entry_paths(self.path):
             try:
-                entry = self._entry(path)
+                entry = read_entry(path, self.identity)
             except CorruptCacheError as error:
-                problems.append(str(error))
+                problems += [] if str(error) in problems else [str(error)]
                 continue
             entries.append(entry)
-            samples += entry["samples"]
-            problems += self._part_problems(entry)
-        published = {entry["part"] for entry in entries}
-        orphans = [
-            p for p in (self.path / "parts").iterdir() if p.name not in published and not p.name.startswith("zarr")
-        ]
-        removed = [self._remove(p) for p in orphans if clean and time.time() - p.stat().st_mtime > ORPHAN_AGE_S]
-        return VerifyReport(problems, len(entries), samples, len(orphans), removed)
+            problems += part_problems(self.path, entry)
+        if not problems:
+            problems += self._view_problems()
+        orphans = find_orphans(self.path)
+        removed = remove_old(self.path, orphans) if clean else []
+        return VerifyReport(problems, len(entries), sum(e["samples"] for e in entries), len(orphans), removed)
 
-    def _part_problems(self, entry: dict[str, Any]) -> list[str]:
-        folder, problems = self.path / "parts" / entry["part"], []
-        for name, expected in entry["files"].items():
-            path = folder / name
-            if not path.is_file():
-                problems.append(f"{path} is absent. {REMEDY}")
-            elif file_sha256(path) != expected["sha256"]:
-                problems.append(f"{path} fails its checksum. {REMEDY}")
-        return problems
-
-    def _check_sizes(self) -> None:
-        for entry in self.entries():
-            folder = self.path / "parts" / entry["part"]
-            for name, expected in entry["files"].items():
-                path = folder / name
-                if not path.is_file() or path.stat().st_size != expected["bytes"]:
-                    raise CorruptCacheError(f"{path} is absent or has another size than the manifest says. {REMEDY}")
-
-    def _entry(self, path: Path) -> dict[str, Any]:
+    def _view_problems(self) -> list[str]:
+        view = read_view(self.path) or {}
         try:
-            entry: dict[str, Any] = json.loads(path.read_text())
-            digest = entry.pop("digest")
-        except (ValueError, KeyError) as error:
-            raise CorruptCacheError(f"{path} is damaged. {REMEDY}") from error
-        if digest != fingerprint(entry) or entry["part"] != path.stem:
-            raise CorruptCacheError(f"{path} fails its checksum. {REMEDY}")
-        return entry
+            self._require_all(view.items(), self.places().keys() | read_failures(self.path).keys())
+        except CorruptCacheError as error:
+            return [str(error)]
+        return []
 
-    def _failed(self) -> dict[str, dict[str, str]]:
-        path = self.path / "failures.json"
-        return dict(json.loads(path.read_text())) if path.exists() else {}
-
-    def _sample(self, sample_id: str, digest: str, entries: dict[str, dict[str, Any]], place: Place) -> SampleTokens:
-        entry = entries[place.part]
-        offsets = read_array(self.path, entry, "offsets")
-        start, end = int(offsets[place.row]), int(offsets[place.row + 1])
-        tokens = from_stored(np.asarray(read_array(self.path, entry, "tokens")[start:end]), self.dtype)
-        return SampleTokens(sample_id, digest, tokens, self.maskable_bits(entry)[start:end])
-
-    def maskable_bits(self, entry: dict[str, Any]) -> np.ndarray:
-        """Return the maskable flags of a part; bool [tokens]."""
-        packed = np.asarray(read_array(self.path, entry, "maskable"))
-        return np.unpackbits(packed, count=entry["tokens"], bitorder="little").astype(bool)
-
-    def _remove(self, folder: Path) -> str:
-        shutil.rmtree(folder)
-        return folder.name
+    def _require_all(self, wanted: Iterable[tuple[str, str]], present: set[tuple[str, str]]) -> None:
+        lost = sum(identity not in present for identity in wanted)
+        if lost:
+            raise CorruptCacheError(
+                f"{self.path / 'manifest'}: {lost} samples of view.json are in no part listed here. {PART_REMEDY}"
+            )

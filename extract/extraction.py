@@ -5,6 +5,7 @@ length, so that little is spent on padding. A value that cannot be read is recor
 missing. The view is published last: a killed extraction goes on where it stopped, and nobody reads it before.
 """
 
+import json
 import shutil
 import time
 from collections.abc import Mapping
@@ -79,8 +80,10 @@ def extract_modality(
         ids = todo[start : start + extract.samples_per_part]
         _extract_part(table, modality, encoder, extract, store, {i: (rows[i], wanted[i]) for i in ids}, progress)
     store.publish_view(wanted)
-    failures = {i: reason for i, reason in store.failures().items() if i in wanted}
-    return {"modality": modality, "encoded": len(todo), "samples": len(wanted), "unreadable": len(failures)}
+    have = store.places()  # a recorded failure may belong to content that has been repaired since
+    unreadable = sum((i, digest) not in have for i, digest in wanted.items())
+    fresh = sum((i, wanted[i]) in have for i in todo)
+    return {"modality": modality, "encoded": fresh, "samples": len(wanted), "unreadable": unreadable}
 
 
 def _open(out: Path, key: CacheKey, width: int, dtype: str, replace: bool) -> TokenStore:
@@ -90,10 +93,18 @@ def _open(out: Path, key: CacheKey, width: int, dtype: str, replace: bool) -> To
             raise StaleCacheError(f"{out} stores {store.dtype}, wanted {dtype}. Run `selfmask extract` again.")
         return store
     except (StaleCacheError, CorruptCacheError):
-        if not replace:
+        if not replace or not _is_token_cache(out):  # never delete a folder of something else
             raise
         shutil.rmtree(out)
         return TokenStore.create(out, key, width, dtype)
+
+
+def _is_token_cache(path: Path) -> bool:
+    try:
+        attributes = json.loads((path / "zarr.json").read_text())["attributes"]
+    except (OSError, ValueError, KeyError):
+        return False
+    return "selfmask" in attributes
 
 
 def _extract_part(

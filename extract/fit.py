@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from cache.errors import UserError
-from cache.publish import fingerprint, replacing, write_json
+from cache.publish import file_sha256, fingerprint, replacing, write_json
 from extract.config import EncoderSettings, FitSettings
 from extract.encoders.base import Encoder
 from extract.encoders.registry import build_encoder, load_encoder, save_encoder
@@ -55,7 +55,14 @@ def fit_encoder(
         UserError: a split has no readable value of the modality, or settings and modality do not match.
     """
     identity = fingerprint(
-        [table.digest(), modality, settings.model_dump(mode="json"), fit.model_dump(mode="json"), seed]
+        [
+            table.digest(),
+            modality,
+            settings.model_dump(mode="json"),
+            _weights_digest(settings),
+            fit.model_dump(mode="json"),
+            seed,
+        ]
     )
     done = _finished(out, identity)
     if done is not None:
@@ -83,6 +90,12 @@ def train_values(table: SamplesTable, modality: str) -> Iterable[Any]:
             continue
         if value is not None:
             yield value
+
+
+def _weights_digest(settings: EncoderSettings) -> list[str]:
+    """Digests of a local weights folder, whose name alone does not say what is in it."""
+    folder = Path(getattr(settings, "weights", "scratch"))
+    return [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))] if folder.is_dir() else []
 
 
 def _bank(table: SamplesTable, split: str, modality: str, encoder: Encoder) -> InputBank:
@@ -154,6 +167,7 @@ def _write(
     splits = {split: _score(model, banks[split]) for split in ("valid", "test")}
     counts = {split: len(bank) for split, bank in banks.items()}
     unreadable = {split: dict(bank.unreadable[modality]) for split, bank in banks.items()}
+    (out / "config.json").unlink(missing_ok=True)  # the mark of a finished fit: it must never vouch for other weights
     with replacing(out / "head.safetensors") as temporary:
         head = {**model.norm.state_dict(prefix="norm."), **model.head.state_dict(prefix="head.")}
         save_file({name: value.contiguous() for name, value in head.items()}, temporary)
@@ -164,7 +178,6 @@ def _write(
 
 
 def _finished(out: Path, identity: str) -> dict[str, Any] | None:
-
     if not (out / "config.json").exists() or not (out / "metrics.json").exists():
         return None
     if json.loads((out / "config.json").read_text())["extra"].get("fingerprint") != identity:

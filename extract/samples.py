@@ -5,13 +5,15 @@ which is published last: a folder without it is unfinished. Writing is byte-iden
 """
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cache.errors import UserError
@@ -21,6 +23,15 @@ from extract.task import LabelSpec
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
 Kind = Literal["text", "image", "timeseries", "audio", "features"]
+SUFFIXES: dict[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "image": ("path",),
+    "audio": ("path",),
+    "timeseries": ("array", "path"),
+    "features": ("array", "path"),
+}
+"""The value columns that each kind can be read from."""
+DROPPED = ["source_id", "step", "reason"]
 
 
 class _Frozen(BaseModel):
@@ -81,7 +92,7 @@ class SamplesTable:
         try:
             info = DatasetInfo.model_validate(json.loads(path.read_text()))
             frame = pd.read_parquet(root / "samples.parquet")
-        except (ValidationError, ValueError, OSError) as error:
+        except (ValidationError, ValueError, OSError, pa.ArrowException) as error:
             raise UserError(
                 f"{root} holds no readable samples table: {error}. Run `selfmask prepare` again."
             ) from error
@@ -96,12 +107,18 @@ class SamplesTable:
             root: folder; value files that paths name lie below it already.
             info: declaration of label and modalities.
             frame: one row a sample.
-            dropped: columns source_id, step, reason.
+            dropped: columns source_id, step, reason; stored in that order of rows, whatever the order given.
+
+        Raises:
+            UserError: the table breaks a rule; an older table at `root` is left as it is.
         """
         validate(info, frame, str(root))
+        if sorted(dropped.columns) != sorted(DROPPED):
+            raise UserError(f"{root}: dropped rows have the columns {list(dropped.columns)}; they must be {DROPPED}.")
+        removed = dropped[DROPPED].sort_values(DROPPED, kind="stable").reset_index(drop=True)
         (root / "dataset.json").unlink(missing_ok=True)
         ordered = frame.sort_values("sample_id", kind="stable").reset_index(drop=True)
-        for name, content in (("samples", ordered), ("dropped", dropped)):
+        for name, content in (("samples", ordered), ("dropped", removed)):
             with replacing(root / f"{name}.parquet") as temporary:
                 content.to_parquet(temporary, index=False)
         write_json(root / "dataset.json", info.model_dump(mode="json"))
@@ -139,6 +156,17 @@ class SamplesTable:
             raise UserError(f"The {name} split of {self.root} is empty. Run `selfmask check {self.root}`.")
         return rows
 
+    def row(self, sample_id: str) -> "pd.Series[Any]":
+        """Return one sample's row.
+
+        Raises:
+            UserError: no such sample.
+        """
+        rows = self.frame[self.frame["sample_id"] == sample_id]
+        if rows.empty:
+            raise UserError(f"{self.root} has no sample of the given id. Its ids are in samples.parquet, sample_id.")
+        return rows.iloc[0]
+
     def ids(self, split: str) -> list[str]:
         """Return the sample ids of a split."""
         return [str(i) for i in self.split(split)["sample_id"]]
@@ -172,8 +200,12 @@ def validate(info: DatasetInfo, frame: pd.DataFrame, where: str) -> None:
     if info.schema_version != SCHEMA_VERSION:
         raise UserError(f"{where}: schema version {info.schema_version}; this version reads {SCHEMA_VERSION}.")
     _check_columns(info, frame, where)
+    if frame.empty:
+        raise UserError(f"{where}: the table has no rows. Check what `selfmask prepare` was given.")
     _check_identity(frame, where)
     _check_labels(info.label, frame, where)
+    for modality in info.modalities:
+        _check_cells(modality, frame, where)
     values = frame[[m.column for m in info.modalities]]
     empty = int((~values.notna().any(axis=1)).sum())
     if empty:
@@ -187,8 +219,14 @@ def _check_columns(info: DatasetInfo, frame: pd.DataFrame, where: str) -> None:
     needed = ["sample_id", "group_id", "split", *label_columns(info.label)]
     for modality in info.modalities:
         needed.append(modality.column)
-        if not modality.column.startswith(f"{modality.name}_"):
-            raise UserError(f"{where}: column '{modality.column}' must be '{modality.name}_path', '_text' or '_array'.")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_-]*", modality.name):  # it becomes the name of a folder
+            raise UserError(f"{where}: modality '{modality.name}' must consist of letters, digits, '_' and '-'.")
+        allowed = [f"{modality.name}_{suffix}" for suffix in SUFFIXES[modality.kind]]
+        if modality.column not in allowed:
+            raise UserError(
+                f"{where}: column '{modality.column}' of {modality.kind} '{modality.name}' must be "
+                f"{' or '.join(allowed)}."
+            )
         if modality.column.endswith("_array"):
             needed.append(f"{modality.name}_shape")
     absent = [name for name in needed if name not in frame.columns]
@@ -221,3 +259,24 @@ def _check_labels(label: LabelSpec, frame: pd.DataFrame, where: str) -> None:
         classes = 2 if label.kind in ("binary", "multilabel") else len(label.classes)
         if label.kind != "regression" and not np.isin(known, np.arange(classes)).all():
             raise UserError(f"{where}: column '{column}' holds labels outside 0 .. {classes - 1}.")
+
+
+def _check_cells(modality: ModalitySpec, frame: pd.DataFrame, where: str) -> None:
+    """Check what can be checked without opening a file: paths stay below the root, arrays have a shape."""
+    cells = frame[modality.column].dropna()
+    if modality.column.endswith("_path"):
+        outside = int((~cells.map(_is_below_root)).sum())
+        if outside:
+            raise UserError(
+                f"{where}: {outside} cells of '{modality.column}' are empty, absolute or leave the table's folder; "
+                "paths are relative to it, and a missing value is null."
+            )
+    if modality.column.endswith("_array"):
+        shapeless = int(frame.loc[cells.index, f"{modality.name}_shape"].isna().sum())
+        if shapeless:
+            raise UserError(f"{where}: {shapeless} rows have '{modality.column}' but no '{modality.name}_shape'.")
+
+
+def _is_below_root(cell: object) -> bool:
+    path = PurePosixPath(cell.partition("#")[0]) if isinstance(cell, str) else PurePosixPath("/")
+    return path.name != "" and not path.is_absolute() and ".." not in path.parts

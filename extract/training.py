@@ -5,6 +5,7 @@ rename at its end. So a run that is killed at any instant and started again give
 was not; what is lost is at most the epoch in progress. A finished run returns at once.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -69,7 +70,7 @@ def run_epochs(
         describe: name in the progress lines.
 
     Raises:
-        UserError: a loss is not finite.
+        UserError: a loss, a gradient or the monitor is not finite.
     """
     state = _load(folder / STATE, fingerprint)
     history: list[dict[str, float]] = state["history"] if state else []
@@ -84,7 +85,12 @@ def run_epochs(
         module.eval()
         metrics = validate()
         history.append({**losses, **metrics})
-        if metrics["monitor"] > best["monitor"] or best["module"] is None:
+        if not math.isfinite(metrics["monitor"]):  # no later epoch would ever compare as better
+            raise UserError(
+                f"The validation metric is not finite in epoch {epoch}. "
+                "Check the validation labels with `selfmask check`, or lower the learning rate."
+            )
+        if metrics["monitor"] > best["monitor"]:
             weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
             best = {"epoch": epoch, "monitor": metrics["monitor"], "module": weights}
         _save(folder / STATE, fingerprint, module, optimizer, history, best)

@@ -6,6 +6,10 @@ reason; callers count the sample as missing in that modality. Paths never leave 
 
 import hashlib
 import io
+import struct
+import tokenize
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +21,12 @@ import soundfile
 from PIL import Image, UnidentifiedImageError
 
 from extract.samples import ModalitySpec, SamplesTable
+
+DAMAGED = (
+    *(OSError, KeyError, ValueError, EOFError, TypeError, RuntimeError, SyntaxError, MemoryError, OverflowError),
+    *(zipfile.BadZipFile, zlib.error, tokenize.TokenError, struct.error, NotImplementedError),
+)
+"""What numpy and h5py raise for damaged files: a flipped byte in a header may claim any size, type or key."""
 
 
 class UnreadableValue(Exception):
@@ -63,17 +73,31 @@ def value_digest(table: SamplesTable, row: Any, modality: str) -> str | None:
         return None
     digest = hashlib.sha256(spec.kind.encode())
     if spec.column.endswith("_array"):
-        digest.update(repr([int(n) for n in row[f"{spec.name}_shape"]]).encode())
-        digest.update(np.asarray(cell, np.float32).tobytes())
+        digest.update(_array_bytes(row, spec))
     elif spec.column.endswith("_text"):
-        digest.update(str(cell).encode())
+        digest.update(str(cell).encode("utf-8", "surrogatepass"))
     else:
         try:
             path, key = _locate(table, str(cell))
-            digest.update(path.read_bytes() if key is None else _keyed(path, key).tobytes())
-        except (UnreadableValue, OSError) as error:
+            digest.update(path.read_bytes() if key is None else _described(_keyed(path, key)))
+        except UnreadableValue as error:
             digest.update(f"unreadable:{error}".encode())
+        except OSError as error:  # its text holds this machine's path
+            digest.update(f"unreadable:{type(error).__name__}".encode())
     return digest.hexdigest()
+
+
+def _array_bytes(row: Any, spec: ModalitySpec) -> bytes:
+    try:
+        shape = [int(n) for n in row[f"{spec.name}_shape"]]
+        return repr(shape).encode() + np.asarray(row[spec.column], np.float32).tobytes()
+    except (TypeError, ValueError) as error:
+        return f"unreadable:{type(error).__name__}".encode()
+
+
+def _described(values: np.ndarray) -> bytes:
+    """Shape and content: the same numbers in another shape are another value."""
+    return repr(list(values.shape)).encode() + values.tobytes()
 
 
 def _is_null(cell: Any) -> bool:
@@ -83,10 +107,14 @@ def _is_null(cell: Any) -> bool:
 def _locate(table: SamplesTable, cell: str) -> tuple[Path, str | None]:
     name, _, key = cell.partition("#")
     root = table.root.resolve()
-    path = (root / name).resolve()
+    try:
+        path = (root / name).resolve()
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError) as error:  # too long, a null byte, a loop of links
+        raise UnreadableValue("not a path") from error
     if not path.is_relative_to(root):
         raise UnreadableValue("path leaves the table's folder")
-    if not path.is_file():
+    if not found:
         raise UnreadableValue("file not found")
     return path, key or None
 
@@ -95,6 +123,8 @@ def _text(table: SamplesTable, row: Any, spec: ModalitySpec) -> str:
     text = str(row[spec.column])
     if not text.strip():
         raise UnreadableValue("empty text")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UnreadableValue("text is not valid Unicode")
     return text
 
 
@@ -111,6 +141,8 @@ def _image(table: SamplesTable, row: Any, spec: ModalitySpec) -> Image.Image:
 def _eight_bit(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":  # 16 bit saturates when converted directly
         pixels = np.asarray(image, np.float32)
+        if not np.isfinite(pixels).all():
+            raise UnreadableValue("image holds values that are not finite")
         low, high = float(pixels.min()), float(pixels.max())
         scaled = (pixels - low) / max(high - low, 1e-6) * 255
         return Image.fromarray(scaled.astype(np.uint8))
@@ -121,7 +153,7 @@ def _audio(table: SamplesTable, row: Any, spec: ModalitySpec) -> Waveform:
     path, _ = _locate(table, str(row[spec.column]))
     try:
         samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError) as error:
+    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: a name that ends in .raw
         raise UnreadableValue("audio cannot be decoded") from error
     if not len(samples):
         raise UnreadableValue("empty audio")
@@ -132,11 +164,7 @@ def _audio(table: SamplesTable, row: Any, spec: ModalitySpec) -> Waveform:
 
 def _numbers(table: SamplesTable, row: Any, spec: ModalitySpec) -> np.ndarray:
     if spec.column.endswith("_array"):
-        shape = tuple(int(n) for n in row[f"{spec.name}_shape"])
-        values = np.asarray(row[spec.column], np.float32)
-        if values.size != int(np.prod(shape)):
-            raise UnreadableValue("array does not fill its declared shape")
-        values = values.reshape(shape)
+        values = _shaped(row, spec)
     else:
         path, key = _locate(table, str(row[spec.column]))
         values = _keyed(path, key or "values")
@@ -147,19 +175,44 @@ def _numbers(table: SamplesTable, row: Any, spec: ModalitySpec) -> np.ndarray:
     return values
 
 
+def _shaped(row: Any, spec: ModalitySpec) -> np.ndarray:
+    try:
+        shape = tuple(int(n) for n in row[f"{spec.name}_shape"])
+        values = np.asarray(row[spec.column], np.float32)
+    except (TypeError, ValueError) as error:
+        raise UnreadableValue("array or its shape is not made of numbers") from error
+    if min(shape, default=0) < 0 or values.size != int(np.prod(shape)):
+        raise UnreadableValue("array does not fill its declared shape")
+    return values.reshape(shape)
+
+
 def _keyed(path: Path, key: str) -> np.ndarray:
     try:
-        if path.suffix in (".h5", ".hdf5"):
-            with h5py.File(path, "r") as file:
-                values = np.asarray(file[key])
-        else:
-            with np.load(path, allow_pickle=False) as file:
-                values = file[key] if isinstance(file, np.lib.npyio.NpzFile) else file
-    except (OSError, KeyError, ValueError, EOFError) as error:
+        values = _hdf5(path, key) if path.suffix in (".h5", ".hdf5") else _numpy(path, key)
+    except DAMAGED as error:
         raise UnreadableValue(f"array file cannot be read ({type(error).__name__})") from error
     if values.dtype.kind not in "fiub":
         raise UnreadableValue(f"array has dtype {values.dtype}, not numbers")
     return values.astype(np.float32)
+
+
+def _numpy(path: Path, key: str) -> np.ndarray:
+    file = np.load(path, allow_pickle=False)
+    if not isinstance(file, np.lib.npyio.NpzFile):
+        return np.asarray(file)
+    with file:
+        return np.asarray(file[key])
+
+
+def _hdf5(path: Path, key: str) -> np.ndarray:
+    with h5py.File(path, "r") as file:
+        dataset = file[key]
+        if not isinstance(dataset, h5py.Dataset):
+            raise KeyError(key)
+        # Links and storage of this format can name any other file; those would be read from outside the root.
+        if dataset.file.filename != file.filename or dataset.external or dataset.is_virtual:
+            raise UnreadableValue("array lies in another file")
+        return np.asarray(dataset)
 
 
 def _series(table: SamplesTable, row: Any, spec: ModalitySpec) -> TimeSeries:

@@ -15,6 +15,7 @@ from cache.publish import replacing
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
+from matplotlib.patches import Rectangle
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vP*"
@@ -40,12 +41,18 @@ def curves(frame: pd.DataFrame, x: str, metric: str, x_label: str, path: Path) -
     save(figure, path)
 
 
+def panels(count: int) -> tuple[Any, list[Any]]:
+    """Return a figure and its axes, side by side."""
+    figure, axes = plt.subplots(1, count, figsize=(4.6 * count, 3.6), layout="constrained", squeeze=False)
+    return figure, list(axes[0])
+
+
 def masked_image(pixels: np.ndarray, boxes: Sequence[tuple[float, ...]], mask: Sequence[bool], axes: Any) -> None:
     """Draw an image [S, S] or [S, S, 3] with its masked patches covered."""
     axes.imshow(pixels, cmap="gray")
     for (x0, y0, x1, y1), hidden in zip(boxes, mask, strict=True):
         if hidden:
-            axes.add_patch(plt.Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, color=MASKED, alpha=0.6, lw=0))
+            axes.add_patch(Rectangle((x0 - 0.5, y0 - 0.5), x1 - x0, y1 - y0, color=MASKED, alpha=0.6, lw=0))
     axes.set_axis_off()
 
 

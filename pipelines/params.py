@@ -1,12 +1,13 @@
 """Parameters: one frozen schema, read from params.yaml, the only home of a value.
 
 Precedence: sections < `datasets.<name>.settings` < `presets.<preset>` < `--set section.key=value`. Unknown keys fail,
-naming the section and the keys that are known.
+naming the section and the keys that are known, also in the data sets and presets that are not chosen. A preset is
+about the method: it changes stage two and the joint stage only, so that encoders and tokens are shared by all presets.
 """
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError
@@ -15,7 +16,16 @@ from cache.errors import UserError
 from extract.config import EncoderSettings, ExtractSettings, FitSettings, Settings
 from train.config import EvaluateSettings, JointSettings, ModelSettings, SelfMaskSettings, TrainSettings
 
-SECTIONS = ("fit", "extract", "model", "selfmask", "train", "joint", "evaluate")
+SECTIONS: dict[str, type[Settings]] = {
+    "fit": FitSettings,
+    "extract": ExtractSettings,
+    "model": ModelSettings,
+    "selfmask": SelfMaskSettings,
+    "train": TrainSettings,
+    "joint": JointSettings,
+    "evaluate": EvaluateSettings,
+}
+PRESET_SECTIONS = ("model", "selfmask", "train", "joint")
 Overrides = dict[str, dict[str, Any]]
 
 
@@ -107,53 +117,88 @@ def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
     Raises:
         UserError: names the file, the key and what is allowed.
     """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"There is no parameter file {path}. Run from the project's root, or give --params.") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} must hold sections {sorted(Params.model_fields)}.")
+    raw = _read(path)
     changes = [_parse(text) for text in overrides]
     for keys, value in changes:  # first: which data set and preset
         _assign(raw, keys, value)
     merged = dict(raw)
     for extra in _layers(raw, path):
         for section, values in extra.items():
-            if section not in SECTIONS:
-                raise UserError(f"{path}: '{section}' cannot be changed there. Known sections: {', '.join(SECTIONS)}.")
-            merged[section] = {**merged.get(section, {}), **values}
+            merged[section] = _merge(merged.get(section), values)
     for keys, value in changes:  # last: they win
         _assign(merged, keys, value)
     try:
         params = Params.model_validate(merged)
     except ValidationError as error:
-        raise UserError(f"{path}: {'; '.join(_explain(error, merged))}") from error
+        raise UserError(f"{path}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
     _cross_check(params, path)
     return params
 
 
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise UserError(f"There is no parameter file {path}. Run from the project's root, or give --params.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold the sections {', '.join(sorted(Params.model_fields))}.")
+    return raw
+
+
 def _layers(raw: Mapping[str, Any], path: Path) -> list[Overrides]:
+    """Return the changes of the chosen data set and preset, after checking those of all of them."""
     try:
         name, preset = raw["dataset"]["name"], raw["preset"]
-        datasets, presets = raw["datasets"], raw["presets"]
-        if name not in datasets:
-            raise UserError(f"{path}: dataset.name '{name}' is unknown. Known: {', '.join(sorted(datasets))}.")
-        if preset not in presets:
-            raise UserError(f"{path}: preset '{preset}' is unknown. Known: {', '.join(sorted(presets))}.")
-        return [datasets[name].get("settings") or {}, presets[preset] or {}]
-    except (KeyError, TypeError) as error:
+        layers = {f"datasets.{key}.settings": value["settings"] for key, value in raw["datasets"].items()}
+        layers |= {f"presets.{key}": value for key, value in raw["presets"].items()}
+    except (KeyError, TypeError, AttributeError) as error:
+        known = ", ".join(sorted(Params.model_fields))
         raise UserError(
-            f"{path}: section {error} is missing. Known: {', '.join(sorted(Params.model_fields))}."
+            f"{path}: a section is missing or is no mapping ({error}). A file holds {known}; dataset has a name, and "
+            "each of datasets has options, encoders and settings."
         ) from error
+    for where, layer in layers.items():
+        _check_layer(where, layer, PRESET_SECTIONS if where.startswith("presets.") else tuple(SECTIONS), path)
+    chosen = {"dataset.name": ("datasets", name), "preset": ("presets", preset)}
+    for key, (section, value) in chosen.items():
+        if value not in raw[section]:
+            raise UserError(f"{path}: {key} '{value}' is unknown. Known: {', '.join(sorted(raw[section]))}.")
+    return [layers[f"datasets.{name}.settings"] or {}, layers[f"presets.{preset}"] or {}]
+
+
+def _check_layer(where: str, layer: Any, allowed: Sequence[str], path: Path) -> None:
+    for section, values in (layer or {}).items():
+        if section not in allowed:
+            raise UserError(f"{path}: unknown section '{section}' in '{where}'. Known: {', '.join(allowed)}.")
+        known = SECTIONS[section].model_fields
+        unknown = [key for key in values or {} if key not in known]
+        if unknown:
+            raise UserError(
+                f"{path}: unknown keys {unknown} in section '{where}.{section}'. Known: {', '.join(sorted(known))}."
+            )
+
+
+def _merge(base: Any, change: Any) -> Any:
+    """Merge mappings key by key, at any depth; anything else is replaced."""
+    if not isinstance(base, Mapping):
+        return change
+    if change is None:  # an empty section in YAML
+        return base
+    if not isinstance(change, Mapping):
+        return change
+    return {**base, **{key: _merge(base.get(key), value) for key, value in change.items()}}
 
 
 def _parse(text: str) -> tuple[list[str], Any]:
     key, equals, value = text.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise UserError(f"--set '{text}' must be section.key=value, for example train.batch_size=32.")
-    return key.split("."), yaml.safe_load(value)
+    try:
+        return key.split("."), yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise UserError(f"--set '{text}': the value is not valid YAML. Quote it, or see params.yaml.") from error
 
 
 def _assign(target: dict[str, Any], keys: Sequence[str], value: Any) -> None:
@@ -165,30 +210,52 @@ def _assign(target: dict[str, Any], keys: Sequence[str], value: Any) -> None:
             raise UserError(f"--set {'.'.join(keys)}: there is no section '{key}'. Known: {', '.join(sorted(target))}.")
         target[key] = dict(inner)
         target = target[key]
-    if last not in target and keys[0] in SECTIONS:
-        raise UserError(f"--set: unknown key '{last}' in section '{keys[0]}'. Known: {', '.join(sorted(target))}.")
+    if last not in target and (not path or keys[0] in SECTIONS):
+        where = f"section '{keys[0]}'" if path else "the file"
+        raise UserError(f"--set: unknown key '{last}' in {where}. Known: {', '.join(sorted(target))}.")
     target[last] = value
 
 
-def _explain(error: ValidationError, merged: Mapping[str, Any]) -> list[str]:
-    messages = []
-    for problem in error.errors():
-        where = [str(part) for part in problem["loc"]]
-        if problem["type"] == "extra_forbidden":
-            section = ".".join(where[:-1]) or "the file"
-            messages.append(f"unknown key '{where[-1]}' in section '{section}'. Known: {_known(where[:-1])}")
-        else:
-            messages.append(f"{'.'.join(where)}: {problem['msg']} (given: {problem.get('input')!r})")
-    return messages
+def _explain(problem: Any) -> str:
+    """One problem that pydantic found, in the words of the file."""
+    where = [str(part) for part in problem["loc"]]
+    if problem["type"] == "extra_forbidden":
+        section = f"section '{'.'.join(where[:-1])}'" if where[:-1] else "the file"
+        return f"unknown key '{where[-1]}' in {section}. Known: {_known(where[:-1])}"
+    if problem["type"] == "missing":
+        return f"'{'.'.join(where)}' is missing"
+    return f"{'.'.join(where)}: {problem['msg']} (given: {problem.get('input')!r})"
 
 
 def _known(where: Sequence[str]) -> str:
-    model: Any = Params
+    """Return the fields of the settings class that a path leads to, through mappings and tagged unions."""
+    kind: Any = Params
     for part in where:
-        field = getattr(model, "model_fields", {}).get(part)
-        model = field.annotation if field else None
-    is_model = isinstance(model, type) and issubclass(model, BaseModel)
-    return ", ".join(sorted(model.model_fields)) if is_model else "see extract/config.py"
+        kind = _inner(kind, part)
+    return ", ".join(sorted(kind.model_fields)) if _is_settings(kind) else "see the settings classes"
+
+
+def _inner(kind: Any, part: str) -> Any:
+    if _is_settings(kind):
+        field = kind.model_fields.get(part)
+        return _without_extras(field.annotation) if field else None
+    if get_origin(kind) is dict:
+        return _without_extras(get_args(kind)[1])
+    for choice in get_args(kind):  # a union of encoder settings: pydantic names the member by its tag
+        tag = getattr(choice, "model_fields", {}).get("type")
+        if tag is not None and part in get_args(tag.annotation):
+            return choice
+    return None
+
+
+def _without_extras(annotation: Any) -> Any:
+    bare = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    settings = [choice for choice in get_args(bare) if _is_settings(choice)]
+    return settings[0] if len(settings) == 1 and get_origin(bare) is not dict else bare
+
+
+def _is_settings(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _cross_check(params: Params, path: Path) -> None:
@@ -196,7 +263,8 @@ def _cross_check(params: Params, path: Path) -> None:
     unknown = [m for m in params.dataset.modalities if m not in known]
     if unknown:
         raise UserError(
-            f"{path}: dataset.modalities {unknown} are not modalities of {params.dataset.name}; it has {list(known)}."
+            f"{path}: dataset.modalities {unknown} are not modalities of {params.dataset.name}; "
+            f"it has {', '.join(known)}. Change dataset.modalities together with dataset.name."
         )
     for name, dataset in params.datasets.items():
         for modality, encoder in dataset.encoders.items():
@@ -204,7 +272,17 @@ def _cross_check(params: Params, path: Path) -> None:
                 raise UserError(
                     f"{path}: datasets.{name}.encoders.{modality} is '{encoder}'. Known: {', '.join(params.encoders)}."
                 )
-    if params.model.width % params.model.heads:
-        raise UserError(
-            f"{path}: model.width={params.model.width} must be a multiple of model.heads={params.model.heads}."
-        )
+    sized = {"model": params.model, **{f"encoders.{name}": value for name, value in params.encoders.items()}}
+    for section, sizes in sized.items():
+        if sizes.width % sizes.heads:
+            raise UserError(
+                f"{path}: {section}.width={sizes.width} must be a multiple of {section}.heads={sizes.heads}."
+            )
+    lists = {
+        "dataset.modalities": params.dataset.modalities,
+        "seeds": params.seeds,
+        "train.methods": params.train.methods,
+    }
+    for key, values in lists.items():
+        if len(set(values)) != len(values) or not values:
+            raise UserError(f"{path}: {key} is {list(values)}; it must name at least one, and each once.")

@@ -1,13 +1,13 @@
 """The report of a data set: what was measured, in one page and three pictures.
 
-Holds no sample ids; the words of a text are shown for the simulated cohort only, unless asked for.
+Holds no sample ids. The words of a text are shown only where the simulator's own list proves that the samples are
+simulated, unless asked for.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 
@@ -24,12 +24,26 @@ from train.checkpoint import load_checkpoint
 from train.explain import learned_masks
 from train.methods.selfmask import SelfMask
 
+CURVES = (
+    ("observed_count.png", "observed_modalities", "observed modalities"),
+    ("curves.png", "missing_rate", "missing rate"),
+)
+CAPTIONS = {
+    "observed_count.png": "Test metric against the number of observed modalities, all patterns of that size pooled.",
+    "curves.png": "Test metric against the missing rate.",
+    "masks.png": "What SelfMask masks in a test sample that has the most modalities (coloured), at the share of L_obs.",
+}
+CHANNELS_SHOWN = 5
 SHOWN = ("auroc", "auprc", "accuracy", "f1_weighted", "nll", "ece", "mae", "pearson")
-SIMULATED = ("icu",)
 
 
-def write_report(params: Params, table: SamplesTable, *, with_text: bool = False) -> str:
-    """Write `reports/<data set>/`; returns the line to print.
+def write_report(params: Params, table: SamplesTable, *, with_text: bool = False) -> list[str]:
+    """Write `reports/<data set>/report.md` and its pictures; returns the pictures' names.
+
+    Args:
+        params: gives the folders and the preset.
+        table: samples table.
+        with_text: show the words of texts that are not known to be simulated.
 
     Raises:
         UserError: the evaluation has not run.
@@ -39,41 +53,51 @@ def write_report(params: Params, table: SamplesTable, *, with_text: bool = False
         raise UserError(f"There is no {source}/metrics.json. Run `selfmask evaluate`.")
     metrics = json.loads((source / "metrics.json").read_text())
     metric = monitor_name(table.info.label).removeprefix("neg_")
-    pictures = []
-    for name, x, label in (
-        ("observed_count", "observed_modalities", "observed modalities"),
-        ("curves", "missing_rate", "missing rate"),
-    ):
-        frame = pd.read_csv(source / f"{name}.csv")
-        if metric in frame.columns:
-            figures.curves(frame.dropna(subset=[metric]), x, metric, label, out / f"{name}.png")
-            pictures.append(f"{name}.png")
-    pictures += _mask_picture(params, table, out, with_text or params.dataset.name in SIMULATED)
+    pictures = [name for name, x, label in CURVES if _curve(source, name, x, label, metric, out)]
+    pictures += _mask_picture(params, table, out, with_text or is_simulated(params, table))
     write_bytes(out / "report.md", _page(params, table, metrics, pictures).encode())
-    return f"wrote {out}/report.md and {', '.join(pictures)}"
+    return pictures
+
+
+def is_simulated(params: Params, table: SamplesTable) -> bool:
+    """Whether every sample is one of those that the simulator says it made."""
+    path = Path(params.dataset.raw) / "expected.json"
+    if not path.is_file():
+        return False
+    made = json.loads(path.read_text()).get("labels", {})
+    return set(table.frame["sample_id"].astype(str)) <= set(made)
+
+
+def _curve(source: Path, name: str, x: str, label: str, metric: str, out: Path) -> bool:
+    frame = pd.read_csv(source / f"{Path(name).stem}.csv")
+    if metric not in frame.columns or frame[metric].isna().all():
+        return False
+    figures.curves(frame.dropna(subset=[metric]), x, metric, label, out / name)
+    return True
 
 
 def _page(params: Params, table: SamplesTable, metrics: dict[str, Any], pictures: list[str]) -> str:
     lines = [f"# {params.dataset.name}: test split, {len(table.ids('test'))} samples", ""]
     lines += [
-        f"Modalities: {', '.join(table.modalities)}. Preset `{params.preset}`, {len(params.seeds)} training seeds."
+        f"Modalities: {', '.join(table.modalities)}. Preset `{params.preset}`. Mean ± standard deviation over the "
+        f"training seeds ({', '.join(map(str, params.seeds))})."
     ]
-    for scenario, title in (
-        ("natural", "Natural missingness"),
-        ("protocol", "Protocol: one or two modalities dropped"),
-    ):
+    titles = {"natural": "Natural missingness", "protocol": "Protocol: one or two modalities dropped"}
+    for scenario, title in titles.items():
         lines += ["", f"## {title}", "", *_table(metrics, scenario)]
     comparisons = params.metrics / "comparisons.json"
-    if comparisons.exists():
+    found = json.loads(comparisons.read_text()) if comparisons.exists() else {}
+    if found:
         lines += ["", "## SelfMask minus the other method, paired bootstrap", ""]
-        lines += _comparisons(json.loads(comparisons.read_text()), monitor_name(table.info.label))
-    lines += ["", *(f"![{name}]({name})" for name in pictures), ""]
-    return "\n".join(lines)
+        lines += _comparisons(found, monitor_name(table.info.label))
+    for name in pictures:
+        lines += ["", f"![{CAPTIONS[name]}]({name})", "", CAPTIONS[name]]
+    return "\n".join([*lines, ""])
 
 
 def _table(metrics: dict[str, Any], scenario: str) -> list[str]:
-    first = next(iter(metrics.values()))[scenario]
-    names = [name for name in SHOWN if name in first]
+    defined = {name for scenarios in metrics.values() for name in scenarios[scenario]}
+    names = [name for name in SHOWN if name in defined]
     lines = [f"| method | {' | '.join(names)} |", f"|---|{'---|' * len(names)}"]
     for method, scenarios in metrics.items():
         cells = [_cell(scenarios[scenario].get(name)) for name in names]
@@ -102,18 +126,19 @@ def _comparisons(comparisons: dict[str, Any], metric: str) -> list[str]:
 def _mask_picture(params: Params, table: SamplesTable, out: Path, show_text: bool) -> list[str]:
     """Masks over one test sample that has the most modalities."""
     checkpoint = params.models / "selfmask" / f"seed{params.seeds[0]}"
-    if not checkpoint.is_dir():
+    if not (checkpoint / "config.json").is_file():
         return []
     method, _ = load_checkpoint(checkpoint)
-    if not isinstance(method, SelfMask):
-        return []
+    assert isinstance(method, SelfMask)
     encoders = {m: load_encoder(params.encoder_folder(m)) for m in table.modalities}
     row = int(table.observed("test").sum(1).argmax())
     masks = learned_masks(method, encoders, table, "test", [row], params.selfmask.ratio_observed)[0]
-    sample = table.split("test").iloc[row]
     shown = [m for m in masks if show_text or table.modality(m).kind != "text"]
-    figure, axes = plt.subplots(1, len(shown), figsize=(4.6 * len(shown), 3.6), layout="constrained", squeeze=False)
-    for place, name in zip(axes[0], shown, strict=True):
+    if not shown:
+        return []
+    sample = table.split("test").iloc[row]
+    figure, places = figures.panels(len(shown))
+    for place, name in zip(places, shown, strict=True):
         _draw(table, sample, name, encoders[name], masks[name], place)
         place.set_title(f"{name}: {sum(masks[name])} of {len(masks[name])} tokens masked", fontsize=9)
     figures.save(figure, out / "masks.png")
@@ -127,7 +152,8 @@ def _draw(table: SamplesTable, sample: Any, name: str, encoder: Encoder, mask: l
         figures.masked_text(value, spans, mask, axes)
     elif isinstance(value, TimeSeries):
         figures.masked_spans(spans, mask, axes)
-        _draw_series(value.values, table.modality(name).channels, axes)
+        last_bins = value.values[-int(spans[-1][1]) :]  # what the encoder read
+        _draw_series(last_bins, table.modality(name).channels, axes)
     elif isinstance(value, Waveform):
         figures.masked_spans(spans, mask, axes)
         axes.plot(np.arange(len(value.samples)) / value.rate_hz, value.samples, color=figures.COLOURS[0], lw=0.5)
@@ -138,14 +164,15 @@ def _draw(table: SamplesTable, sample: Any, name: str, encoder: Encoder, mask: l
 
 
 def _draw_series(values: np.ndarray, channels: tuple[str, ...], axes: Any) -> None:
-    """The five most often measured channels, each scaled to its own range."""
-    often = np.argsort(-np.isfinite(values).sum(0), kind="stable")[:5]
+    """The most often measured channels, each scaled to its own range and labelled at the axis."""
+    often = np.argsort(-np.isfinite(values).sum(0), kind="stable")[:CHANNELS_SHOWN]
     for number, channel in enumerate(often):
         seen = np.isfinite(values[:, channel])
+        if not seen.any():
+            continue
         series = values[seen, channel]
-        spread = max(float(np.ptp(series)), 1e-6)
-        scaled = number + 0.8 * (series - series.min()) / spread
-        label = channels[channel] if channels else str(channel)
-        axes.plot(np.flatnonzero(seen) + 0.5, scaled, marker=".", color=figures.COLOURS[number], lw=1, label=label)
-    axes.set(xlabel="bin", yticks=[])
-    axes.legend(fontsize=6, loc="upper right")
+        scaled = number + 0.8 * (series - series.min()) / max(float(np.ptp(series)), 1e-6)
+        axes.plot(np.flatnonzero(seen) + 0.5, scaled, marker=".", color=figures.COLOURS[number], lw=1)
+    names = [channels[channel] if channels else str(channel) for channel in often]
+    axes.set_yticks([number + 0.4 for number in range(len(often))], names, fontsize=7)
+    axes.set(xlabel="bin")

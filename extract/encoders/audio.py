@@ -1,7 +1,8 @@
 """A small Transformer on log-mel frames.
 
 Resampling by SciPy, spectra by torch.stft, triangular mel filters; frames are standardised per clip, so loudness does
-not matter. A token is `frames_per_token` consecutive frames.
+not matter. A token is `frames_per_token` consecutive frames. Windows longer than the hop overlap, so a little of a
+masked token shows in its neighbours.
 """
 
 import math

@@ -5,6 +5,7 @@ scaled to [-1, 1]. Positions are added in `encode`, after the mask point; a patc
 alone, so a masked patch is really hidden.
 """
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,10 +28,12 @@ from timm.models.vision_transformer import VisionTransformer  # isort: skip
 class ImageEncoder(Encoder):
     """Patch tokens of a timm Vision Transformer."""
 
-    def __init__(self, settings: ImageSettings, *, load_weights: bool = True) -> None:
-        vit = _build(settings, load_weights)
+    def __init__(self, settings: ImageSettings, saved: dict[str, Any] | None = None) -> None:
+        """Build from scratch or pretrained weights; with `saved` (a saved encoder's assets) none are read."""
+        architecture = _architecture(settings) if saved is None else saved
+        vit = _build(settings, architecture, load_weights=saved is None)
         super().__init__(vit.embed_dim, vit.embed_dim)
-        self.settings, self.vit = settings, vit
+        self.settings, self.vit, self.architecture = settings, vit, architecture
 
     def preprocess(self, value: Image.Image) -> dict[str, np.ndarray]:
         """Return pixels [C, S, S] in [-1, 1]."""
@@ -94,6 +97,10 @@ class ImageEncoder(Encoder):
         """Recompute blocks in the backward pass."""
         self.vit.set_grad_checkpointing(enabled)
 
+    def assets(self) -> dict[str, Any]:
+        """Name and arguments of a pretrained timm architecture; empty from scratch."""
+        return self.architecture
+
     def token_spans(self, value: Image.Image) -> list[tuple[float, ...]]:
         """Pixel boxes (x0, y0, x1, y1) in the preprocessed image."""
         size = float(self.settings.patch_size)
@@ -101,47 +108,70 @@ class ImageEncoder(Encoder):
         return [(x * size, y * size, (x + 1) * size, (y + 1) * size) for y in range(count) for x in range(count)]
 
 
-def _build(settings: ImageSettings, load_weights: bool) -> VisionTransformer:
+def _architecture(settings: ImageSettings) -> dict[str, Any]:
+    """What rebuilds a pretrained network without its hub or folder: timm's name and arguments of the model."""
+    kind, _, name = settings.weights.partition(":")
+    if settings.weights == "scratch":
+        return {}
+    if kind == "timm":
+        return {"name": name, "arguments": {}}
+    path = Path(settings.weights) / "config.json"
+    if not path.is_file():
+        raise UserError(
+            f"weights '{settings.weights}' must be scratch, timm:<model> or a folder with timm's config.json."
+        )
+    try:
+        config = json.loads(path.read_text())
+        return {"name": config["architecture"], "arguments": config.get("model_args") or {}}
+    except (ValueError, KeyError) as error:
+        raise UserError(f"{path} is no timm configuration: it must name an 'architecture'.") from error
+
+
+def _build(settings: ImageSettings, architecture: dict[str, Any], *, load_weights: bool) -> VisionTransformer:
     if settings.image_size % settings.patch_size:
         raise UserError(f"image_size {settings.image_size} must be a multiple of patch_size {settings.patch_size}.")
     if settings.weights == "scratch":
-        return VisionTransformer(
-            img_size=settings.image_size,
-            patch_size=settings.patch_size,
-            in_chans=settings.channels,
-            embed_dim=settings.width,
-            depth=settings.layers,
-            num_heads=settings.heads,
-            num_classes=0,
-            class_token=False,
-            global_pool="",
-            pos_drop_rate=settings.dropout,
-            proj_drop_rate=settings.dropout,
-        )
-    vit = _pretrained(settings, load_weights)
-    if not isinstance(vit, VisionTransformer) or vit.embed_dim != settings.width or len(vit.blocks) != settings.layers:
+        return _scratch(settings)
+    vit = _pretrained(settings, architecture, load_weights)
+    wanted = (settings.width, settings.layers, settings.patch_size)
+    if not isinstance(vit, VisionTransformer):
+        raise UserError(f"{settings.weights} is no plain Vision Transformer. Choose a timm vit_* model.")
+    found = (vit.embed_dim, len(vit.blocks), int(vit.patch_embed.patch_size[0]))
+    if found != wanted:
         raise UserError(
-            f"{settings.weights} is no Vision Transformer of width {settings.width}, {settings.layers} layers."
+            f"{settings.weights} has (width, layers, patch_size) {found}; params.yaml says {wanted}. Use the model's."
         )
     return vit
 
 
-def _pretrained(settings: ImageSettings, load_weights: bool) -> nn.Module:
+def _scratch(settings: ImageSettings) -> VisionTransformer:
+    return VisionTransformer(
+        img_size=settings.image_size,
+        patch_size=settings.patch_size,
+        in_chans=settings.channels,
+        embed_dim=settings.width,
+        depth=settings.layers,
+        num_heads=settings.heads,
+        num_classes=0,
+        class_token=False,
+        global_pool="",
+        pos_drop_rate=settings.dropout,
+        proj_drop_rate=settings.dropout,
+    )
+
+
+def _pretrained(settings: ImageSettings, architecture: dict[str, Any], load_weights: bool) -> nn.Module:
     options: dict[str, Any] = {
+        **architecture["arguments"],
         "num_classes": 0,
         "global_pool": "",
         "img_size": settings.image_size,
         "in_chans": settings.channels,
     }
-    kind, _, name = settings.weights.partition(":")
+    from_folder = load_weights and not settings.weights.startswith("timm:")
+    name = f"local-dir:{settings.weights}" if from_folder else architecture["name"]
     try:
-        if kind == "timm":
-            model: nn.Module = timm.create_model(name, pretrained=load_weights, **options)
-        else:
-            folder = Path(settings.weights)
-            if not folder.is_dir():
-                raise UserError(f"weights '{settings.weights}' must be scratch, timm:<model> or a folder.")
-            model = timm.create_model(f"local-dir:{folder}", pretrained=load_weights, **options)
+        model: nn.Module = timm.create_model(name, pretrained=load_weights, **options)
     except (OSError, RuntimeError, ValueError) as error:
         raise UserError(
             f"Cannot load {settings.weights}: {error}. Check the name, or the connection to the hub."

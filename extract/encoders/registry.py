@@ -88,11 +88,12 @@ def _assemble(settings: EncoderSettings, assets: dict[str, Any], *, load_weights
     if isinstance(settings, ImageSettings):
         from extract.encoders.image import ImageEncoder
 
-        return ImageEncoder(settings, load_weights=load_weights)
+        return ImageEncoder(settings, None if load_weights else assets)
     if isinstance(settings, AudioSettings):
         from extract.encoders.audio import AudioEncoder
 
         return AudioEncoder(settings)
     from extract.encoders.text import TextEncoder
 
-    return TextEncoder(settings, Tokenizer.from_str(assets["tokenizer"]), load_weights=load_weights)
+    tokenizer = Tokenizer.from_str(assets["tokenizer"])
+    return TextEncoder(settings, tokenizer, None if load_weights else assets["config"])

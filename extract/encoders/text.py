@@ -2,9 +2,11 @@
 
 Word embeddings are the mask point; type and position embeddings and the LayerNorm come after it inside the model. A
 from-scratch encoder trains its own WordPiece tokenizer on the training split. No remote code runs: a repository with
-code of its own (CXR-BERT) is loaded into a stock BERT trunk.
+code of its own (CXR-BERT) is loaded into a stock BERT trunk. The cache key records a digest of the tokenizer, never its
+vocabulary: that was learned from patients' notes, and keys are printed in error messages.
 """
 
+import hashlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -19,17 +21,33 @@ from extract.encoders import torchvision_schema  # noqa: F401  (before transform
 from extract.encoders.base import Embedded, Encoder, pad
 from extract.values import UnreadableValue
 
-from transformers import AutoTokenizer, BertConfig, BertModel  # isort: skip
+from transformers import BertConfig, BertModel, BertTokenizer  # isort: skip
 
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 MASK_TOKEN = "[MASK]"
+SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "hidden_act",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "layer_norm_eps",
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "pad_token_id",
+)
+"""Fields of a BERT configuration that its forward pass depends on; a saved encoder keeps them."""
 
 
 class TextEncoder(Encoder):
     """Word-piece tokens of a BERT trunk."""
 
-    def __init__(self, settings: TextSettings, tokenizer: Tokenizer, *, load_weights: bool = True) -> None:
-        bert = _build(settings, tokenizer, load_weights)
+    def __init__(self, settings: TextSettings, tokenizer: Tokenizer, config: dict[str, Any] | None = None) -> None:
+        """Build from scratch or pretrained weights; with `config`, a saved trunk's, no weights are looked for."""
+        bert = _build(settings, tokenizer) if config is None else _trunk(BertConfig.from_dict(config))
         super().__init__(bert.config.hidden_size, bert.config.hidden_size)
         self.settings, self.bert, self.tokenizer = settings, bert, tokenizer
         mask = tokenizer.token_to_id(MASK_TOKEN)
@@ -68,7 +86,7 @@ class TextEncoder(Encoder):
         return {
             "name": "bert",
             "options": self.settings.model_dump(mode="json"),
-            "preprocessing": {"max_tokens": self.settings.max_tokens, "tokenizer": self.tokenizer.to_str()},
+            "preprocessing": {"max_tokens": self.settings.max_tokens, "tokenizer_sha256": self._tokenizer_digest()},
             "layout": {"kind": "word pieces"},
         }
 
@@ -88,8 +106,12 @@ class TextEncoder(Encoder):
         return [(float(a), float(b)) for a, b in self.tokenizer.encode(value).offsets]
 
     def assets(self) -> dict[str, Any]:
-        """The tokenizer, as its own JSON."""
-        return {"tokenizer": self.tokenizer.to_str()}
+        """The tokenizer, as its own JSON, and the trunk's sizes."""
+        config = self.bert.config.to_dict()
+        return {"tokenizer": self.tokenizer.to_str(), "config": {k: config[k] for k in SIZES}}
+
+    def _tokenizer_digest(self) -> str:
+        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, max_tokens: int) -> Tokenizer:
@@ -105,10 +127,13 @@ def train_tokenizer(texts: Iterable[str], vocabulary: int, max_tokens: int) -> T
 
 
 def pretrained_tokenizer(settings: TextSettings) -> Tokenizer:
-    """Load the fast tokenizer that belongs to pretrained weights."""
+    """Load the word pieces that belong to pretrained weights.
+
+    The class is named, because AutoTokenizer fails where a repository declares a model type of its own (CXR-BERT).
+    """
     name = settings.weights.removeprefix("hf:")
     try:
-        loaded = AutoTokenizer.from_pretrained(name, revision=settings.revision, trust_remote_code=False)
+        loaded = BertTokenizer.from_pretrained(name, revision=settings.revision, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot load the tokenizer of {settings.weights}: {error}") from error
     return with_limit(Tokenizer.from_str(loaded.backend_tokenizer.to_str()), settings.max_tokens)
@@ -121,9 +146,17 @@ def with_limit(tokenizer: Tokenizer, max_tokens: int) -> Tokenizer:
     return tokenizer
 
 
-def _build(settings: TextSettings, tokenizer: Tokenizer, load_weights: bool) -> BertModel:
+def _trunk(config: BertConfig) -> BertModel:
+    return BertModel(config, add_pooling_layer=False)
+
+
+def _build(settings: TextSettings, tokenizer: Tokenizer) -> BertModel:
+    return _scratch(settings, tokenizer) if settings.weights == "scratch" else _pretrained(settings)
+
+
+def _scratch(settings: TextSettings, tokenizer: Tokenizer) -> BertModel:
     config = BertConfig(
-        vocab_size=settings.vocabulary if settings.weights != "scratch" else tokenizer.get_vocab_size(),
+        vocab_size=tokenizer.get_vocab_size(),
         hidden_size=settings.width,
         num_hidden_layers=settings.layers,
         num_attention_heads=settings.heads,
@@ -132,8 +165,10 @@ def _build(settings: TextSettings, tokenizer: Tokenizer, load_weights: bool) -> 
         hidden_dropout_prob=settings.dropout,
         attention_probs_dropout_prob=settings.dropout,
     )
-    if settings.weights == "scratch" or not load_weights:
-        return BertModel(config, add_pooling_layer=False)
+    return _trunk(config)
+
+
+def _pretrained(settings: TextSettings) -> BertModel:
     name = settings.weights.removeprefix("hf:")
     try:
         bert: BertModel = BertModel.from_pretrained(
@@ -145,6 +180,15 @@ def _build(settings: TextSettings, tokenizer: Tokenizer, load_weights: bool) -> 
         )
     except (OSError, ValueError) as error:
         raise UserError(f"Cannot load {settings.weights}: {error}") from error
-    if bert.config.hidden_size != settings.width or bert.config.num_hidden_layers != settings.layers:
-        raise UserError(f"{settings.weights} has width {bert.config.hidden_size}; params.yaml says {settings.width}.")
+    config = bert.config
+    if config.hidden_size != settings.width or config.num_hidden_layers != settings.layers:
+        raise UserError(
+            f"{settings.weights} has width {config.hidden_size} and {config.num_hidden_layers} layers; params.yaml has "
+            f"{settings.width} and {settings.layers}. Set encoders.<name>.width and layers to the model's."
+        )
+    if settings.max_tokens > config.max_position_embeddings:
+        raise UserError(
+            f"max_tokens {settings.max_tokens} is more than the {config.max_position_embeddings} positions of "
+            f"{settings.weights}. Lower max_tokens."
+        )
     return bert

@@ -2,7 +2,8 @@
 
 Channels are standardised with mean and deviation of the observed training cells; an unobserved cell takes the last
 observed value before it, else the mean; the network also sees which cells were observed. A token is `bins_per_token`
-consecutive bins; a token without an observed cell cannot be masked, since there is nothing to predict.
+consecutive bins; a token without an observed cell cannot be masked, since there is nothing to predict. Filling forward
+makes masking imperfect: the last value of a masked token shows in later tokens until the channel is measured again.
 """
 
 from collections.abc import Sequence
@@ -93,9 +94,10 @@ class TimeSeriesEncoder(Encoder):
         self.transformer.checkpointing = enabled
 
     def token_spans(self, value: TimeSeries) -> list[tuple[float, ...]]:
-        """(first bin, last bin + 1) of each token."""
-        bins, size = min(len(value.values), self.settings.max_bins), self.settings.bins_per_token
-        return [(float(start), float(min(start + size, bins))) for start in range(0, bins, size)]
+        """(first bin, last bin + 1) of each token, counted from the start of the whole series."""
+        bins, size = len(value.values), self.settings.bins_per_token
+        first = max(0, bins - self.settings.max_bins)
+        return [(float(start), float(min(start + size, bins))) for start in range(first, bins, size)]
 
     def assets(self) -> dict[str, Any]:
         """Channel names."""

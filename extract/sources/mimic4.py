@@ -1,30 +1,60 @@
 """MIMIC-IV with chest X-rays and radiology reports: in-hospital mortality from the first hours of an ICU stay.
 
-Cohort rules of the public benchmarks, counted step by step; units repaired; nothing later than the prediction time;
-subjects split by a salted hash. Reads v2.x layouts, `.csv` or `.csv.gz`; notes and images are optional.
+Cohort rules of the public benchmarks in their order, counted step by step; units repaired; nothing later than the
+prediction time; subjects split by a salted hash, never by the X-ray project's own split. Reads v2.x layouts, `.csv` or
+`.csv.gz`; notes and images are optional. One streaming pass over each large table.
 """
 
+import tempfile
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 import polars as pl
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cache.errors import UserError
+from cache.publish import publish_folder
 from extract.samples import CountStep, DatasetInfo, ModalitySpec, SamplesTable
-from extract.sources.mimic4_events import collect, hourly_series, scan, timestamp
-from extract.sources.mimic4_links import METADATA, copy_films, last_films, reports
+from extract.sources.mimic4_events import collect, find, hourly_series, scan, timestamp
+from extract.sources.mimic4_links import METADATA, RADIOLOGY, copy_films, last_films, reports
 from extract.sources.mimic4_variables import CHANNELS
 from extract.sources.splits import hash_fraction
 from extract.task import LabelSpec
 
-OPTIONS = {"task", "hours", "bin_hours"}
-SHARES = (("train", 0.70), ("valid", 0.85), ("test", 1.0))
+SHARES = (("train", 0.70), ("valid", 0.85), ("test", 1.0))  # upper ends of the hash
 ADULT_YEARS = 18
-EPSILON_HOURS = 1e-6 * 24
+EPSILON_HOURS = 1e-6
+NOT_IN_SOURCE, NOT_RECORDED = "not_in_source", "not_recorded"
+
+
+class _Options(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    task: Literal["mortality"]
+    hours: float = Field(gt=0)
+    bin_hours: float = Field(gt=0)
+
+
+@dataclass
+class _Funnel:
+    """Steps of the cohort so far, and the stays that they left out."""
+
+    steps: list[CountStep] = field(default_factory=list)
+    dropped: list[pl.DataFrame] = field(default_factory=list)
+
+    def keep(self, stays: pl.DataFrame, step: str, reason: str, rule: pl.Expr) -> pl.DataFrame:
+        """Keep the stays that a rule is known to hold for; log the others."""
+        marked = stays.with_columns(_keep=rule.fill_null(False))
+        kept, out = marked.filter("_keep").drop("_keep"), marked.filter(~pl.col("_keep"))
+        source = pl.col("stay_id").cast(pl.String).alias("source_id")
+        self.dropped.append(out.select(source, pl.lit(step).alias("step"), pl.lit(reason).alias("reason")))
+        self.steps.append(CountStep(step=step, kept=len(kept), dropped=len(out)))
+        return kept
 
 
 def prepare_mimic4(raw: Path, out: Path, options: Mapping[str, Any]) -> SamplesTable:
@@ -35,83 +65,89 @@ def prepare_mimic4(raw: Path, out: Path, options: Mapping[str, Any]) -> SamplesT
         out: folder to write.
         options: task (`mortality`), hours (window and prediction time), bin_hours.
 
+    Returns:
+        The table: `ehr` (series [hours / bin_hours, 15]), `cxr` (grey image), `txt` (radiology reports).
+
     Raises:
         UserError: unknown option or task; a required table or column is absent; nothing is left.
     """
-    if set(options) != OPTIONS or options["task"] != "mortality":
-        raise UserError(f"Options of mimic4 are {sorted(OPTIONS)}, task 'mortality'; given: {dict(options)}.")
-    steps: list[CountStep] = []
-    dropped: list[pl.DataFrame] = []
-    counts: Counter[str] = Counter()
-    stays = _cohort(raw, options["hours"], steps, dropped)
-    series = hourly_series(raw, stays, options["hours"], options["bin_hours"], counts)
-    stays = _keep(stays, pl.col("stay_id").is_in(list(series)), "event in the window", "no event", steps, dropped)
+    chosen = _parse_options(options)
+    funnel, counts = _Funnel(), Counter[str]()
+    stays = _cohort(raw, chosen.hours, funnel)
+    counts["death flag and time of death disagree"] = _disagreements(stays)
+    series = hourly_series(raw, stays, chosen.hours, chosen.bin_hours, counts)
+    has_events = pl.col("stay_id").is_in(list(series))
+    stays = funnel.keep(stays, "event in the window", "no usable event in the window", has_events)
     if stays.is_empty():
-        raise UserError(f"No stay of {raw} passes the cohort rules: {[(s.step, s.kept) for s in steps]}.")
+        steps = ", ".join(f"{step.step} {step.kept}" for step in funnel.steps)
+        raise UserError(f"No stay of {raw} passes the cohort rules; stays left after each: {steps}. Check the files.")
     frame = _frame(stays, series)
-    _add_images(raw, out, stays, frame)
     _add_reports(raw, stays, frame, counts)
-    info = DatasetInfo(
-        name="mimic4",
-        label=LabelSpec(kind="binary", names=("in_hospital_mortality",)),
-        modalities=(
-            ModalitySpec(
-                name="ehr",
-                kind="timeseries",
-                column="ehr_array",
-                channels=CHANNELS,
-                bin_hours=options["bin_hours"],
-            ),
-            ModalitySpec(name="cxr", kind="image", column="cxr_path"),
-            ModalitySpec(name="txt", kind="text", column="txt_text"),
-        ),
-        source={"rules": dict(sorted(counts.items()))},
-        options=dict(options),
-        counts=tuple(steps),
-    )
-    removed = pl.concat(dropped).sort("source_id").to_pandas()
-    return SamplesTable.write(out, info, frame, removed)
+    _add_images(raw, out, stays, frame)
+    removed = pl.concat(funnel.dropped).sort("source_id").to_pandas()
+    return SamplesTable.write(out, _info(chosen, funnel, counts), frame, removed)
 
 
-def _cohort(raw: Path, hours: float, steps: list[CountStep], dropped: list[pl.DataFrame]) -> pl.DataFrame:
-    ids = {"subject_id": pl.Int64, "hadm_id": pl.Int64, "stay_id": pl.Int64}
-    texts = dict.fromkeys(("first_careunit", "last_careunit", "intime", "outtime"), pl.String)
-    admissions = scan(
-        raw, "hosp/admissions", {"hadm_id": pl.Int64, "admittime": pl.String, "hospital_expire_flag": pl.Int64}
-    )
-    patients = scan(raw, "hosp/patients", {"subject_id": pl.Int64, "anchor_age": pl.Int64, "anchor_year": pl.Int64})
-    query = scan(raw, "icu/icustays", {**ids, **texts}).join(admissions, on="hadm_id").join(patients, on="subject_id")
-    query = query.with_columns(timestamp(c).alias(c) for c in ("intime", "outtime", "admittime"))
-    stays = collect(query.sort("stay_id"), "icustays, admissions or patients")
-    steps.append(CountStep(step="ICU stays", kept=len(stays), dropped=0))
+def _parse_options(options: Mapping[str, Any]) -> _Options:
+    try:
+        chosen = _Options.model_validate(dict(options))
+    except ValidationError as error:
+        problems = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+        raise UserError(f"Options of mimic4: {problems}. They are {', '.join(_Options.model_fields)}.") from error
+    bins = chosen.hours / chosen.bin_hours
+    if abs(bins - round(bins)) > 1e-6 or bins < 1:
+        raise UserError(f"hours {chosen.hours:g} is not a whole number of bin_hours {chosen.bin_hours:g}.")
+    return chosen
+
+
+def _cohort(raw: Path, hours: float, funnel: _Funnel) -> pl.DataFrame:
+    """Apply the rules that need no events, in the benchmarks' order: it decides which stay of an admission is left."""
+    stays = _join_tables(raw)
+    funnel.steps.append(CountStep(step="ICU stays", kept=len(stays), dropped=0))
     length = (pl.col("outtime") - pl.col("intime")).dt.total_seconds() / 3600
     age = pl.col("anchor_age") + pl.col("admittime").dt.year() - pl.col("anchor_year")
     rules = (
-        ("valid times", "outtime missing or before intime", (length > 0).fill_null(False)),
         ("no transfer", "moved between care units", pl.col("first_careunit") == pl.col("last_careunit")),
         ("one stay per admission", "another stay in the admission", pl.len().over("hadm_id") == 1),
-        ("adult", f"younger than {ADULT_YEARS}", age >= ADULT_YEARS),
-        (f"stay of {hours} h", "stay too short", length >= hours - EPSILON_HOURS),
+        ("valid times", "outtime missing or before intime", (length > 0) & pl.col("los").is_not_null()),
+        ("adult", f"younger than {ADULT_YEARS}, or age unknown", age >= ADULT_YEARS),
+        (f"stay of {hours:g} h", "stay too short", length >= hours - EPSILON_HOURS),
     )
-    for name, reason, rule in rules:
-        stays = _keep(stays, rule, name, reason, steps, dropped)
+    for step, reason, rule in rules:
+        stays = funnel.keep(stays, step, reason, rule)
+    unknown = stays["hospital_expire_flag"].is_in([0, 1]).not_().fill_null(True).sum()
+    if unknown:
+        raise UserError(
+            f"hosp/admissions has no hospital_expire_flag of 0 or 1 for {unknown} stays. Download it again."
+        )
     return stays.with_columns(prediction_time=pl.col("intime") + pl.duration(seconds=round(hours * 3600)))
 
 
-def _keep(
-    stays: pl.DataFrame,
-    rule: pl.Expr,
-    step: str,
-    reason: str,
-    steps: list[CountStep],
-    dropped: list[pl.DataFrame],
-) -> pl.DataFrame:
-    marked = stays.with_columns(_keep=rule)
-    kept, out = marked.filter("_keep").drop("_keep"), marked.filter(~pl.col("_keep"))
-    rows = pl.col("stay_id").cast(pl.String).alias("source_id")
-    dropped.append(out.select(rows, pl.lit(step).alias("step"), pl.lit(reason).alias("reason")))
-    steps.append(CountStep(step=step, kept=len(kept), dropped=len(out)))
-    return kept
+def _join_tables(raw: Path) -> pl.DataFrame:
+    """Return every ICU stay with its admission and patient; unknown ones stay, with nulls, so that they are counted."""
+    texts = dict.fromkeys(("first_careunit", "last_careunit", "intime", "outtime"), pl.String)
+    ids = {"subject_id": pl.Int64, "hadm_id": pl.Int64, "stay_id": pl.Int64}
+    times = {"admittime": pl.String, "deathtime": pl.String}
+    tables = {
+        "icu/icustays": scan(raw, "icu/icustays", {**ids, **texts, "los": pl.Float64}),
+        "hosp/admissions": scan(
+            raw, "hosp/admissions", {"hadm_id": pl.Int64, **times, "hospital_expire_flag": pl.Int64}
+        ),
+        "hosp/patients": scan(
+            raw, "hosp/patients", {"subject_id": pl.Int64, "anchor_age": pl.Int64, "anchor_year": pl.Int64}
+        ),
+    }
+    loaded = {name: collect(table, str(raw / name)) for name, table in tables.items()}
+    for (name, table), key in zip(loaded.items(), ("stay_id", "hadm_id", "subject_id"), strict=True):
+        if table[key].n_unique() != len(table) or table[key].null_count():
+            raise UserError(f"{raw / name} repeats or lacks a {key}; it must be unique. Download it again.")
+    stays, admissions, patients = loaded.values()
+    stays = stays.join(admissions, on="hadm_id", how="left").join(patients, on="subject_id", how="left")
+    return stays.with_columns(timestamp(c).alias(c) for c in ("intime", "outtime", *times)).sort("stay_id")
+
+
+def _disagreements(stays: pl.DataFrame) -> int:
+    return int(((stays["hospital_expire_flag"] == 1) != stays["deathtime"].is_not_null()).sum())
 
 
 def _frame(stays: pl.DataFrame, series: Mapping[int, np.ndarray]) -> pd.DataFrame:
@@ -136,23 +172,47 @@ def _split(subject: str) -> str:
 
 
 def _add_images(raw: Path, out: Path, stays: pl.DataFrame, frame: pd.DataFrame) -> None:
-    paths: dict[int, str] = {}
-    reasons: dict[int, str] = {}
-    available: dict[int, Any] = {}
-    if any((raw / f"{METADATA}{end}").is_file() for end in (".csv", ".csv.gz")):
-        films = last_films(raw, stays)
-        paths, reasons = copy_films(raw, out, films)
-        available = dict(films.select("stay_id", "taken").iter_rows())
-    ids = stays["stay_id"].to_list()
-    frame["cxr_path"] = pd.Series([paths.get(i) for i in ids], dtype="object")
-    frame["cxr_available_time"] = pd.to_datetime([available.get(i) if i in paths else None for i in ids])
-    missing = [None if i in paths else reasons.get(i, "not recorded") for i in ids]
-    frame["cxr_missing_reason"] = pd.Series(missing, dtype="object")
+    """Write `out/images` as a whole and name each stay's film."""
+    present = find(raw, METADATA) is not None
+    films = {film["stay_id"]: film for film in last_films(raw, stays).iter_rows(named=True)} if present else {}
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as partial:
+        reasons = copy_films(raw, Path(partial) / "images", pl.DataFrame(list(films.values())))
+        (out / "dataset.json").unlink(missing_ok=True)  # an older table must not outlive its files
+        publish_folder(Path(partial) / "images", out / "images")
+    reasons = (
+        dict.fromkeys(stays["stay_id"], NOT_RECORDED if present else NOT_IN_SOURCE) | dict.fromkeys(films) | reasons
+    )
+    usable = [stay in films and reasons[stay] is None for stay in stays["stay_id"]]
+    rows = list(zip(stays["stay_id"], usable, strict=True))
+    frame["cxr_path"] = pd.Series([f"images/{stay}.png" if use else None for stay, use in rows], dtype="object")
+    frame["cxr_dicom_id"] = pd.Series([films[s]["dicom_id"] if use else None for s, use in rows], dtype="object")
+    frame["cxr_available_time"] = pd.to_datetime([films[s]["taken"] if use else None for s, use in rows])
+    frame["cxr_missing_reason"] = pd.Series([reasons[stay] for stay, _ in rows], dtype="object")
 
 
 def _add_reports(raw: Path, stays: pl.DataFrame, frame: pd.DataFrame, counts: Counter[str]) -> None:
-    present = any((raw / f"note/radiology{end}").is_file() for end in (".csv", ".csv.gz"))
+    present = find(raw, RADIOLOGY) is not None
     texts = reports(raw, stays, counts) if present else {}
-    found = [texts.get(i) for i in stays["stay_id"].to_list()]
-    frame["txt_text"] = pd.Series(found, dtype="object")
-    frame["txt_missing_reason"] = pd.Series([None if t else "not recorded" for t in found], dtype="object")
+    found = [texts.get(stay, (None, None)) for stay in stays["stay_id"]]
+    reason = NOT_RECORDED if present else NOT_IN_SOURCE
+    frame["txt_text"] = pd.Series([text for text, _ in found], dtype="object")
+    frame["txt_available_time"] = pd.to_datetime([time for _, time in found])
+    frame["txt_missing_reason"] = pd.Series([None if text else reason for text, _ in found], dtype="object")
+
+
+def _info(options: _Options, funnel: _Funnel, counts: Counter[str]) -> DatasetInfo:
+    return DatasetInfo(
+        name="mimic4",
+        label=LabelSpec(kind="binary", names=("in_hospital_mortality",)),
+        modalities=(
+            ModalitySpec(
+                name="ehr", kind="timeseries", column="ehr_array", channels=CHANNELS, bin_hours=options.bin_hours
+            ),
+            ModalitySpec(name="cxr", kind="image", column="cxr_path"),
+            ModalitySpec(name="txt", kind="text", column="txt_text"),
+        ),
+        source={"name": "MIMIC-IV", "cxr_window": f"{options.hours:g}h", "rules": dict(sorted(counts.items()))},
+        options=options.model_dump(),
+        counts=tuple(funnel.steps),
+    )

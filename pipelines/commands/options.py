@@ -1,16 +1,33 @@
-"""Options that every stage command shares, and how a result is printed."""
+"""What the commands share: options, reading parameters and the samples table, printing a result."""
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+if TYPE_CHECKING:
+    from extract.samples import SamplesTable
+    from pipelines.params import Params
 
 ParamsFile = Annotated[Path, typer.Option("--params", help="Parameter file.")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="Change a value: section.key=value. Repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on standard output, for programs.")]
-Seed = Annotated[int, typer.Option("--seed", help="Training seed.")]
+Seed = Annotated[int, typer.Option("--seed", min=0, help="Training seed.")]
 PARAMS = Path("params.yaml")
+
+
+def load_inputs(params: Path, overrides: list[str] | None) -> "tuple[Params, SamplesTable]":
+    """Return the parameters and the samples table, reduced to the chosen modalities.
+
+    Raises:
+        UserError: either is absent or invalid.
+    """
+    from extract.samples import SamplesTable
+    from pipelines.params import load_params
+
+    chosen = load_params(params, overrides or [])
+    return chosen, SamplesTable.read(chosen.samples).select(chosen.dataset.modalities)
 
 
 def show(result: Any, as_json: bool, text: str) -> None:

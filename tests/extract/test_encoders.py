@@ -1,5 +1,10 @@
 """Encoders: equal to the stock forward; padding and masked content change nothing; gradients; round trips."""
 
+import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from cache.errors import UserError
 from extract.config import AudioSettings, ImageSettings, TextSettings, TimeSeriesSettings
@@ -19,6 +25,8 @@ from extract.encoders.text import TextEncoder, train_tokenizer
 from extract.encoders.timeseries import TimeSeriesEncoder
 from extract.samples import ModalitySpec
 from extract.values import TimeSeries, UnreadableValue, Waveform
+
+from timm.models.vision_transformer import VisionTransformer  # isort: skip  (after the shim)
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0}
 SERIES = TimeSeriesSettings(type="timeseries", bins_per_token=3, max_bins=12, **SMALL)
@@ -135,7 +143,7 @@ def test_bert_split_equals_the_stock_forward_and_loads_from_a_folder(tmp_path: P
     config = BertConfig(vocab_size=8, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
     stock = BertModel(config, add_pooling_layer=False).eval()
     stock.save_pretrained(tmp_path)
-    settings = TEXT.model_copy(update={"weights": str(tmp_path), "vocabulary": 8})
+    settings = TEXT.model_copy(update={"weights": str(tmp_path)})
     spec = ModalitySpec(name="txt", kind="text", column="txt_text")
     encoder = build_encoder(settings, spec, lambda: []).eval()
     assert isinstance(encoder, TextEncoder)
@@ -145,7 +153,68 @@ def test_bert_split_equals_the_stock_forward_and_loads_from_a_folder(tmp_path: P
         tokens, embedded = encoder(inputs)
     assert torch.allclose(tokens, expected, atol=1e-5)
     assert torch.equal(encoder.placeholder, stock.get_input_embeddings().weight[4])
+    save_encoder(encoder, tmp_path / "saved", {})
+    with torch.no_grad():
+        assert torch.equal(load_encoder(tmp_path / "saved").eval()(inputs)[0], tokens)
     assert embedded.maskable.tolist() == [[False, True, True, False], [False, True, False, False]]
+
+
+def test_a_repository_with_a_model_type_of_its_own_gives_a_stock_bert(tmp_path: Path) -> None:
+    from transformers import BertConfig, BertModel
+
+    (tmp_path / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "clear"]))
+    config = BertConfig(vocab_size=6, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32)
+    BertModel(config, add_pooling_layer=False).save_pretrained(tmp_path)
+    declared = json.loads((tmp_path / "config.json").read_text())
+    remote = {"model_type": "cxr-bert", "auto_map": {"AutoModel": "modeling_cxrbert.CXRBertModel"}}
+    (tmp_path / "config.json").write_text(json.dumps({**declared, **remote}))
+    spec = ModalitySpec(name="txt", kind="text", column="txt_text")
+    settings = TEXT.model_copy(update={"weights": str(tmp_path)})
+    assert build_encoder(settings, spec, lambda: []).preprocess("clear")["ids"].tolist() == [2, 5, 3]
+    with pytest.raises(UserError, match="positions"):
+        build_encoder(settings.model_copy(update={"max_tokens": 600}), spec, lambda: [])
+    with pytest.raises(UserError, match="width 16"):
+        build_encoder(settings.model_copy(update={"width": 32}), spec, lambda: [])
+
+
+def test_a_local_timm_folder_loads_and_its_saved_encoder_does_not_need_it(tmp_path: Path) -> None:
+    sizes = {"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}
+    stock = VisionTransformer(img_size=16, in_chans=1, num_classes=0, **sizes).eval()
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save_file(stock.state_dict(), folder / "model.safetensors")
+    pretrained = {"input_size": [1, 16, 16], "num_classes": 0, "first_conv": "patch_embed.proj", "classifier": "head"}
+    config = {"architecture": "vit_tiny_patch16_224", "model_args": sizes, "pretrained_cfg": pretrained}
+    (folder / "config.json").write_text(json.dumps(config))
+    spec = ModalitySpec(name="cxr", kind="image", column="cxr_path")
+    settings = IMAGE.model_copy(update={"weights": str(folder)})
+    with pytest.raises(UserError, match="patch_size"):
+        build_encoder(settings.model_copy(update={"patch_size": 8}), spec, lambda: [])
+    encoder = build_encoder(settings, spec, lambda: []).eval()
+    inputs = encoder.collate([encoder.preprocess(picture())])
+    with torch.no_grad():
+        tokens = encoder(inputs)[0]
+        expected = stock.forward_features(inputs["pixels"])[:, 1:]  # this one has a class token
+        assert torch.allclose(tokens, expected, atol=1e-5)
+        save_encoder(encoder, tmp_path / "saved", {})
+        shutil.rmtree(folder)
+        assert torch.equal(load_encoder(tmp_path / "saved")(inputs)[0], tokens)
+
+
+def test_torchvision_imports_beside_any_build_of_torch() -> None:
+    code = (
+        "from extract.encoders import torchvision_schema\n"
+        "torchvision_schema.declare_missing_operators()\n"  # a second call does nothing
+        "import torchvision\n"
+    )
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_spans_of_a_long_series_count_from_its_start() -> None:
+    encoder, _ = make("series")
+    assert encoder.token_spans(series(15)) == [(3.0, 6.0), (6.0, 9.0), (9.0, 12.0), (12.0, 15.0)]
 
 
 def test_series_statistics_ignore_unobserved_cells_and_filling_never_looks_ahead() -> None:

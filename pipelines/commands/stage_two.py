@@ -1,44 +1,16 @@
-"""The stages of the pipeline: fit, extract, train, finetune, evaluate, report; and predict."""
+"""Stage two and after: train on cached tokens, finetune with the encoders, evaluate, report, predict."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands.options import PARAMS, AsJson, Overrides, ParamsFile, Seed, show
+from pipelines.commands.options import PARAMS, AsJson, Overrides, ParamsFile, Seed, load_inputs, show
 
 if TYPE_CHECKING:
-    from extract.samples import SamplesTable
     from pipelines.params import Params
 
-Modality = Annotated[str, typer.Argument(help="Modality of the samples table.")]
-ENCODER_SEED = 0  # encoders are shared by all training seeds
-
-
-def fit(modality: Modality, params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
-    """Fit one encoder as a unimodal model."""
-    from extract.fit import fit_encoder
-    from extract.metrics import monitor_name
-
-    chosen, table = _load(params, overrides)
-    out = chosen.encoder_folder(modality)
-    metrics = fit_encoder(table, modality, chosen.encoder(modality), chosen.fit, out, ENCODER_SEED)
-    name = monitor_name(table.info.label)
-    typer.echo(
-        f"wrote {out}: {name} valid {metrics['valid'][name]:.4f}, test {metrics['test'].get(name, float('nan')):.4f}"
-    )
-
-
-def extract(modality: Modality, params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
-    """Run a fitted encoder over every sample and cache its tokens."""
-    from extract.extraction import extract_modality
-
-    chosen, table = _load(params, overrides)
-    out = chosen.tokens / f"{modality}.zarr"
-    result = extract_modality(table, modality, chosen.encoder_folder(modality), chosen.extract, out, replace=True)
-    typer.echo(
-        f"wrote {out}: {result['samples']} samples, {result['encoded']} of them new, {result['unreadable']} unreadable"
-    )
+JOINT = "joint"
 
 
 def train(
@@ -47,7 +19,7 @@ def train(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
 ) -> None:
-    """Stage two: train a method on cached tokens."""
+    """Stage two: train one method on cached tokens with one seed."""
     from typing import get_args
 
     from cache.errors import UserError
@@ -56,7 +28,7 @@ def train(
 
     if method not in get_args(MethodName):
         raise UserError(f"Method '{method}' is unknown. Known: {', '.join(get_args(MethodName))}.")
-    chosen, table = _load(params, overrides)
+    chosen, table = load_inputs(params, overrides)
     names = chosen.dataset.modalities
     out = chosen.models / method / f"seed{seed}"
     config = train_method(
@@ -66,7 +38,8 @@ def train(
         table.info.label,
         chosen.model,
         chosen.selfmask,
-        chosen.train,
+        # Which other methods are compared says nothing about this one: adding one must not train the rest again.
+        chosen.train.model_copy(update={"methods": (method,)}),
         out,
         token_keys(table, chosen.tokens, names),
         sample_ids={split: table.ids(split) for split in ("train", "valid")},
@@ -80,9 +53,9 @@ def finetune(seed: Seed = 0, params: ParamsFile = PARAMS, overrides: Overrides =
     """Joint stage: encoders and SelfMask together on masked inputs."""
     from train.joint import finetune as run
 
-    chosen, table = _load(params, overrides)
+    chosen, table = load_inputs(params, overrides)
     folders = {name: chosen.encoder_folder(name) for name in chosen.dataset.modalities}
-    out = chosen.models / "joint" / f"seed{seed}"
+    out = chosen.models / JOINT / f"seed{seed}"
     checkpoint = chosen.models / "selfmask" / f"seed{seed}"
     config = run(table, folders, checkpoint, chosen.joint, chosen.train, seed, out)
     typer.echo(f"wrote {out}: validation monitor {config['validation']['monitor']:.4f}")
@@ -93,11 +66,14 @@ def evaluate(params: ParamsFile = PARAMS, overrides: Overrides = None, as_json: 
     from train.evaluate import evaluate_checkpoints
     from train.stage import load_banks, token_keys
 
-    chosen, table = _load(params, overrides)
+    chosen, table = load_inputs(params, overrides)
     names = chosen.dataset.modalities
+    folders, absent = checkpoints(chosen)
+    if absent:
+        typer.echo(f"not trained, left out: {', '.join(map(str, absent))}", err=True)
     bank = load_banks(table, chosen.tokens, modalities=names, splits=("test",))["test"]
     keys = token_keys(table, chosen.tokens, names)
-    metrics = evaluate_checkpoints(checkpoints(chosen), bank, table, chosen.evaluate, chosen.metrics, keys)
+    metrics = evaluate_checkpoints(folders, bank, table, chosen.evaluate, chosen.metrics, keys)
     show(metrics, as_json, f"wrote {chosen.metrics}/metrics.json: {', '.join(metrics)}")
 
 
@@ -105,14 +81,15 @@ def report(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     with_text: Annotated[
-        bool, typer.Option("--with-text", help="Show words of real texts in the mask picture.")
+        bool, typer.Option("--with-text", help="Show the words of real texts in the mask picture.")
     ] = False,
 ) -> None:
-    """Write the report: a table of metrics and the pictures."""
+    """Write the report: tables of metrics and the pictures."""
     from pipelines.report import write_report
 
-    chosen, table = _load(params, overrides)
-    typer.echo(write_report(chosen, table, with_text=with_text))
+    chosen, table = load_inputs(params, overrides)
+    pictures = write_report(chosen, table, with_text=with_text)
+    typer.echo(f"wrote {chosen.reports}/report.md with {', '.join(pictures) or 'no picture'}")
 
 
 def predict(
@@ -132,18 +109,15 @@ def predict(
     show(summary, as_json, f"wrote {out}: {len(frame)} samples, {unusable} of them without a prediction (see `reason`)")
 
 
-def checkpoints(chosen: "Params") -> dict[str, list[Path]]:
-    """Return the finished checkpoints of every method and of the joint stage, by seed."""
-    found = {
-        name: [folder for seed in chosen.seeds if (folder := chosen.models / name / f"seed{seed}").is_dir()]
-        for name in (*chosen.train.methods, "joint")
-    }
-    return {name: folders for name, folders in found.items() if folders}
-
-
-def _load(params: Path, overrides: list[str] | None) -> "tuple[Params, SamplesTable]":
-    from extract.samples import SamplesTable
-    from pipelines.params import load_params
-
-    chosen = load_params(params, overrides or [])
-    return chosen, SamplesTable.read(chosen.samples).select(chosen.dataset.modalities)
+def checkpoints(chosen: "Params") -> tuple[dict[str, list[Path]], list[Path]]:
+    """Return the finished checkpoints of every method and of the joint stage by seed, and the absent ones."""
+    found: dict[str, list[Path]] = {}
+    absent: list[Path] = []
+    for name in (*chosen.train.methods, JOINT):
+        for seed in chosen.seeds:
+            folder = chosen.models / name / f"seed{seed}"
+            if (folder / "config.json").is_file():
+                found.setdefault(name, []).append(folder)
+            else:
+                absent.append(folder)
+    return found, absent

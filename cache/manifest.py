@@ -1,0 +1,107 @@
+"""JSON documents of a cache that carry their own checksum: root attributes, manifest entries, view, failures.
+
+The manifest vouches for every file of a part by size and checksum, so it and the other small documents must be able to
+vouch for themselves: without that, one flipped bit in an id would turn a sample into a missing one, silently. Costs one
+SHA-256 of the document when it is written and when it is read.
+"""
+
+import json
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from cache.errors import CorruptCacheError
+from cache.publish import fingerprint, write_json
+
+REMEDY = "Pull it again (`dvc pull`), or remove this cache folder and run `selfmask extract`."
+PART_REMEDY = "Pull it again (`dvc pull`), or remove the part's manifest entry and run `selfmask extract`."
+
+
+def seal(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content with its checksum, as `digest`."""
+    return {**content, "digest": fingerprint(dict(content))}
+
+
+def unseal(document: Any, path: Path, remedy: str = REMEDY) -> dict[str, Any]:
+    """Return the content of a sealed document; `path` is for the message.
+
+    Raises:
+        CorruptCacheError: the checksum is absent or wrong.
+    """
+    content = dict(document) if isinstance(document, dict) else {}
+    if content.pop("digest", None) != fingerprint(content):
+        raise CorruptCacheError(f"{path} fails its checksum. {remedy}")
+    return content
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Publish a sealed document by rename."""
+    write_json(path, seal(content))
+
+
+def read_json(path: Path, remedy: str = REMEDY) -> Any:
+    """Return the JSON in `path`; CorruptCacheError when it is none."""
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise CorruptCacheError(f"{path} is damaged: it is not JSON. {remedy}") from error
+
+
+def read_sealed(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
+    """Return the content of a sealed document.
+
+    Raises:
+        CorruptCacheError: it is damaged.
+    """
+    return unseal(read_json(path, remedy), path, remedy)
+
+
+def read_entries(store: Path, cache_digest: str) -> list[dict[str, Any]]:
+    """Return the manifest entries, ordered by part id.
+
+    Raises:
+        CorruptCacheError: an entry is damaged, misnamed or belongs to a cache of another key, width or type.
+    """
+    return [read_entry(path, cache_digest) for path in entry_paths(store)]
+
+
+def entry_paths(store: Path) -> list[Path]:
+    """Return the paths of the manifest entries, ordered by part id."""
+    return sorted((store / "manifest").glob("*.json"))
+
+
+def read_entry(path: Path, cache_digest: str) -> dict[str, Any]:
+    """Read one manifest entry; errors as of `read_entries`."""
+    entry = read_sealed(path, PART_REMEDY)
+    if entry.get("part") != path.stem:
+        raise CorruptCacheError(f"{path} describes part {entry.get('part')}: it was renamed. {PART_REMEDY}")
+    if entry["cache"] != cache_digest:
+        raise CorruptCacheError(f"{path} belongs to a cache with another key, width or dtype. {PART_REMEDY}")
+    return entry
+
+
+def read_view(store: Path) -> dict[str, str] | None:
+    """Return id to digest of the complete extraction, None before the first has completed."""
+    path = store / "view.json"
+    return dict(read_sealed(path)["samples"]) if path.exists() else None
+
+
+def write_view(store: Path, samples: Mapping[str, str]) -> None:
+    """Publish the view."""
+    write_sealed(store / "view.json", {"samples": dict(samples)})
+
+
+def write_failures(store: Path, failures: Mapping[str, tuple[str, str]]) -> None:
+    """Publish failures, id to (digest, reason), in a file of their own: writers at the same time lose nothing."""
+    records = [{"id": i, "digest": digest, "reason": reason} for i, (digest, reason) in sorted(failures.items())]
+    write_sealed(store / "failures" / f"{uuid.uuid4().hex}.json", {"records": records})
+
+
+def read_failures(store: Path) -> dict[tuple[str, str], str]:
+    """Return the reason of every recorded (id, digest); of duplicates the first by file name."""
+    found: dict[tuple[str, str], str] = {}
+    for path in sorted((store / "failures").glob("*.json")):
+        for record in read_sealed(path)["records"]:
+            found.setdefault((record["id"], record["digest"]), record["reason"])
+    return found

@@ -1,0 +1,35 @@
+"""Stage one: fit an encoder per modality, and run it over every sample."""
+
+from typing import Annotated
+
+import typer
+
+from pipelines.commands.options import PARAMS, Overrides, ParamsFile, load_inputs
+
+Modality = Annotated[str, typer.Argument(help="Modality of the samples table.")]
+ENCODER_SEED = 0  # encoders and tokens are shared by all training seeds
+
+
+def fit(modality: Modality, params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
+    """Fit the encoder of one modality as a unimodal model."""
+    from extract.fit import fit_encoder
+    from extract.metrics import monitor_name
+
+    chosen, table = load_inputs(params, overrides)
+    out = chosen.encoder_folder(modality)
+    metrics = fit_encoder(table, modality, chosen.encoder(modality), chosen.fit, out, ENCODER_SEED)
+    name = monitor_name(table.info.label)
+    scores = {split: metrics[split].get(name, float("nan")) for split in ("valid", "test")}
+    typer.echo(f"wrote {out}: {name} {scores['valid']:.4f} (valid), {scores['test']:.4f} (test)")
+
+
+def extract(modality: Modality, params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
+    """Run a fitted encoder over every sample and cache its tokens."""
+    from extract.extraction import extract_modality
+
+    chosen, table = load_inputs(params, overrides)
+    chosen.encoder(modality)  # an unknown name fails here, with the known ones
+    out = chosen.tokens / f"{modality}.zarr"
+    result = extract_modality(table, modality, chosen.encoder_folder(modality), chosen.extract, out, replace=True)
+    counts = f"{result['samples']} samples, {result['encoded']} of them new, {result['unreadable']} unreadable"
+    typer.echo(f"wrote {out}: {counts}")

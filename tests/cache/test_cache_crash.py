@@ -1,0 +1,101 @@
+"""Writers killed with SIGKILL at any instant: published parts are good, and the work is resumed to its end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cache.store import SampleTokens, TokenStore
+
+WRITER = """
+import sys
+import numpy as np
+from pathlib import Path
+from cache.key import CacheKey
+from cache.store import SampleTokens, TokenStore
+
+key = CacheKey(encoder="e", options={}, weights_sha256="0", preprocessing={}, precision="float32", libraries={},
+               layout={}, pretrained_or_fitted=True)
+store = TokenStore.create(Path(sys.argv[1]), key, 64, "float32")
+print("ready", flush=True)
+wanted = {f"s{i}": "d" for i in range(int(sys.argv[2]))}
+for i in store.missing_from(wanted):
+    tokens = np.full((50, 64), float(i[1:]), np.float32)
+    store.append([SampleTokens(i, "d", tokens, np.ones(50, bool))])
+store.publish_view(wanted)
+"""
+SAMPLES = 20
+
+
+def start(path: Path) -> "subprocess.Popen[str]":
+    root = Path(__file__).parents[2]
+    return subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), str(SAMPLES)], cwd=root, stdout=subprocess.PIPE, text=True
+    )
+
+
+def wait_for_parts(path: Path, count: int, writer: "subprocess.Popen[str]") -> None:
+    while writer.poll() is None and len(list((path / "manifest").glob("*.json"))) < count:
+        time.sleep(0.001)
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_killed_writers_leave_only_good_parts_and_are_resumed(tmp_path: Path) -> None:
+    path = tmp_path / "m.zarr"
+    done = 0
+    for attempt in range(2):
+        writer = start(path)
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+        wait_for_parts(path, done + 3 + attempt, writer)
+        time.sleep(0.004 * attempt)  # another place within the writing of a part
+        os.kill(writer.pid, signal.SIGKILL)
+        assert writer.wait() == -signal.SIGKILL
+        writer.stdout.close()
+        store = TokenStore.open(path)
+        report = store.verify()
+        assert report.problems == []
+        assert report.parts >= done + 3
+        assert not (path / "view.json").exists()
+        done = report.parts
+        assert store.missing_from({f"s{i}": "d" for i in range(SAMPLES)})
+    with start(path) as writer:
+        writer.communicate()
+    assert writer.returncode == 0
+    store = TokenStore.open(path)
+    assert store.verify().problems == []
+    assert store.verify().parts == SAMPLES  # nothing was written twice
+    for number, sample in enumerate(store.read([f"s{i}" for i in range(SAMPLES)])):
+        np.testing.assert_array_equal(sample.tokens, np.full((50, 64), number))
+
+
+def test_a_kill_between_the_steps_of_publishing_leaves_the_part_unpublished(
+    filled: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stops an append before the folder's rename, and before the manifest entry."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_: object) -> None:
+        raise Killed
+
+    before = filled.content_digest()
+    sample = SampleTokens("new", "d", np.ones((1, 3), np.float32), np.ones(1, bool))
+    for step in ("publish_folder", "write_sealed"):
+        with monkeypatch.context() as patched:
+            patched.setattr(f"cache.parts.{step}", kill)
+            with pytest.raises(Killed):
+                filled.append([sample])
+        opened = TokenStore.open(filled.path)
+        assert opened.content_digest() == before
+        assert opened.missing_from({"new": "d"}) == ["new"]
+        assert opened.verify().problems == []
+    assert filled.verify().orphans == 2
+    filled.append([sample])
+    assert filled.missing_from({"new": "d"}) == []

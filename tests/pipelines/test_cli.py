@@ -1,0 +1,318 @@
+"""The command line: light to start, one line for a mistake, and the whole pipeline at a tiny size."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+
+from cache.errors import UserError
+from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
+from extract.task import LabelSpec
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "transformers", "timm", "zarr", "pandas", "numpy", "matplotlib", "polars", "sklearn", "dvc")
+TINY = {
+    "fit": {"max_epochs": 1},
+    "model": {"width": 16, "heads": 2, "predictor_layers": 1},
+    "train": {"max_epochs": 1, "methods": ["selfmask", "zero_fill"]},
+    "joint": {"max_epochs": 1},
+    "evaluate": {"missing_rates": [0.0, 0.5], "bootstrap_draws": 5},
+}
+
+
+def python(code: str, *words: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = "import sys; import pipelines.cli; print(' '.join(m for m in sys.argv[1:] if m in sys.modules))"
+    assert python(code, *HEAVY).stdout.split() == []
+
+
+def test_parameters_import_no_torch() -> None:
+    code = "import sys; import pipelines.params; print('torch' in sys.modules)"
+    assert python(code).stdout.strip() == "False"
+
+
+def test_module_and_command_are_the_same_program() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines", "--help"], cwd=ROOT, capture_output=True, text=True, timeout=120, check=True
+    )
+    for name in (
+        "simulate",
+        "prepare",
+        "fit",
+        "extract",
+        "train",
+        "finetune",
+        "evaluate",
+        "report",
+        "predict",
+        "cache",
+    ):
+        assert name in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["fit", "ehr", "--params", "no/such.yaml"], ["no/such.yaml", "--params"]),
+        (["fit", "ehr", "--set", "fit.no_key=1"], ["no_key", "max_epochs"]),
+        (["train", "nothing"], ["'nothing'", "zero_fill"]),
+        (["check", "no/such/table"], ["no/such/table", "selfmask prepare"]),
+        (["cache", "info", "no/such.zarr"], ["no/such.zarr", "selfmask extract"]),
+        (["predict", "--model", "no/model", "--samples", "no/table"], ["no/model", "selfmask train"]),
+        (["simulate", "icu", "--stays", "3"], ["20"]),
+        (["prepare", "table", "--raw", "no/table", "--out", "x"], ["no/table"]),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(words: list[str], parts: list[str], run_line: Any) -> None:
+    code, out, err = run_line(*words)
+    assert code == 2
+    assert out == ""
+    assert [part for part in parts if part not in err] == []
+    if "--stays" not in words:  # Typer's own checks of an option draw a box
+        assert err.startswith("error: ")
+        assert err.count("\n") == 1
+
+
+def test_an_error_of_many_lines_becomes_one(run_line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(root: Path) -> None:
+        raise UserError("one\ntwo\n  three")
+
+    monkeypatch.setattr("extract.samples.SamplesTable.read", fail)
+    assert run_line("check", "anything") == (2, "", "error: one two three\n")
+
+
+def test_an_interruption_is_one_line_and_exit_code_130(run_line: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(root: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("extract.samples.SamplesTable.read", interrupt)
+    code, out, err = run_line("check", "anything")
+    assert (code, out) == (130, "")
+    assert err.startswith("interrupted")
+    assert err.count("\n") == 1
+
+
+def test_a_real_interrupt_ends_the_process_cleanly(tmp_path: Path) -> None:
+    code = (
+        "import sys, time, extract.samples as s\n"
+        "def wait(root):\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+        "s.SamplesTable.read = wait\n"
+        "sys.argv = ['selfmask', 'check', 'x']\n"
+        "from pipelines.cli import main\n"
+        "main()\n"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert err.startswith("interrupted")
+
+
+# A table of the user's own: two series, one of them often missing, both telling of the label.
+
+
+def write_table(root: Path, samples: int = 60) -> SamplesTable:
+    random = np.random.default_rng(0)
+    labels = random.integers(0, 2, samples)
+    rows = []
+    for i, label in enumerate(labels):
+        row: dict[str, Any] = {"sample_id": f"s{i:03d}", "group_id": f"g{i:03d}", "label": int(label)}
+        row["split"] = ("train", "train", "train", "valid", "test")[i % 5]
+        for name, rate in (("first", 0.0), ("second", 0.4)):
+            there = random.random() >= rate
+            values = random.normal(float(label), 0.5, (8, 2)).astype(np.float32)
+            row[f"{name}_array"] = values.ravel() if there else None
+            row[f"{name}_shape"] = list(values.shape) if there else None
+        rows.append(row)
+    modalities = tuple(
+        ModalitySpec(name=n, kind="timeseries", column=f"{n}_array", channels=("a", "b"), bin_hours=1)
+        for n in ("first", "second")
+    )
+    info = DatasetInfo(name="own", label=LabelSpec(kind="binary", names=("outcome",)), modalities=modalities)
+    return SamplesTable.write(
+        root, info, pd.DataFrame(rows), pd.DataFrame([], columns=["source_id", "step", "reason"], dtype=str)
+    )
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project folder whose params.yaml names the user's own data set, beside it the table."""
+    root = tmp_path_factory.mktemp("project")
+    write_table(root / "raw")
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["dataset"] = {"name": "own", "raw": "raw", "modalities": ["first", "second"]}
+    settings: dict[str, Any] = {name: {} for name in ("fit", "extract", "selfmask")} | TINY
+    encoders = {"first": "series_tiny", "second": "series_tiny"}
+    params["datasets"]["own"] = {"options": {}, "encoders": encoders, "settings": settings}
+    params["seeds"] = [0]
+    (root / "params.yaml").write_text(yaml.safe_dump(params))
+    return root
+
+
+@pytest.fixture
+def inside(project: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(project)
+    return project
+
+
+STAGES = (
+    ("prepare", "dataset"),
+    ("fit", "first"),
+    ("fit", "second"),
+    ("extract", "first"),
+    ("extract", "second"),
+    ("train", "selfmask"),
+    ("train", "zero_fill"),
+    ("finetune",),
+    ("evaluate",),
+    ("report",),
+)
+
+
+def test_the_whole_pipeline_by_its_commands(inside: Path, run_line: Any) -> None:
+    for words in STAGES:
+        code, out, err = run_line(*words)
+        assert code == 0, f"{words}: {err}"
+        assert out.startswith("wrote "), words
+    metrics = json.loads((inside / "metrics/own/metrics.json").read_text())
+    assert set(metrics) == {"selfmask", "zero_fill", "joint"}
+    page = (inside / "reports/own/report.md").read_text()
+    for name in ("observed_count.png", "curves.png", "masks.png"):
+        assert (inside / "reports/own" / name).read_bytes().startswith(b"\x89PNG")
+        assert name in page
+    assert not any(f"s{i:03d}" in page for i in range(60)), "the report must not hold sample ids"
+    assert "| selfmask |" in page
+
+    # The rest needs the trained pipeline.
+    _finished_stages_change_nothing(inside, run_line)
+    _predict_json(inside, run_line)
+    _cache_json(run_line)
+    _another_method_in_the_list_trains_nothing_again(inside, run_line)
+    _no_report_without_metrics(inside, run_line)
+
+
+def _finished_stages_change_nothing(root: Path, run_line: Any) -> None:
+    weights = {path: path.read_bytes() for path in sorted((root / "models").rglob("*.safetensors"))}
+    assert len(weights) >= 6
+    for words in STAGES[1:8]:
+        assert run_line(*words)[0] == 0
+    assert {path: path.read_bytes() for path in weights} == weights
+
+
+def _predict_json(root: Path, run_line: Any) -> None:
+    for model in ("selfmask", "joint"):
+        words = ("--model", f"models/own/{model}/seed0", "--samples", "raw", "--out", "p.csv", "--json")
+        code, out, err = run_line("predict", *words)
+        assert code == 0, err
+        assert json.loads(out) == {"out": "p.csv", "samples": 60, "without_prediction": 0}
+        frame = pd.read_csv(root / "p.csv", keep_default_na=False)
+        assert frame["p_outcome"].astype(float).between(0, 1).all()
+
+
+def _cache_json(run_line: Any) -> None:
+    code, out, _ = run_line("cache", "info", "data/own/tokens/first.zarr", "--json")
+    assert code == 0
+    assert json.loads(out)["samples"] == 60
+    code, out, _ = run_line("cache", "verify", "data/own/tokens/first.zarr", "--json")
+    assert code == 0
+    assert json.loads(out)["problems"] == []
+
+
+def _another_method_in_the_list_trains_nothing_again(root: Path, run_line: Any) -> None:
+    state = (root / "models/own/zero_fill/seed0/config.json").read_bytes()
+    assert run_line("train", "zero_fill", "--set", "train.methods=[zero_fill, random_fill]")[0] == 0
+    assert (root / "models/own/zero_fill/seed0/config.json").read_bytes() == state
+
+
+def _no_report_without_metrics(root: Path, run_line: Any) -> None:
+    (root / "metrics/own/metrics.json").unlink()
+    code, _, err = run_line("report")
+    assert code == 2
+    assert "selfmask evaluate" in err
+
+
+def test_check_counts_patterns_and_labels(tmp_path: Path, run_line: Any) -> None:
+    table = write_table(tmp_path / "t")
+    code, out, _ = run_line("check", tmp_path / "t", "--json")
+    summary = json.loads(out)
+    assert code == 0
+    for split in ("train", "valid", "test"):
+        observed, labels = table.observed(split), table.labels(split)
+        assert summary[split]["samples"] == len(observed)
+        assert summary[split]["patterns"].get("first+second", 0) == int(observed.all(1).sum())
+        assert summary[split]["labels"] == {"0": int((labels == 0).sum()), "1": int((labels == 1).sum())}
+    assert "patterns: first" in run_line("check", tmp_path / "t")[1]
+
+
+def test_a_table_is_not_copied_into_itself(tmp_path: Path, run_line: Any) -> None:
+    write_table(tmp_path / "t")
+    for out in (tmp_path / "t", tmp_path / "t" / "samples", tmp_path):
+        code, _, err = run_line("prepare", "table", "--raw", tmp_path / "t", "--out", out)
+        assert code == 2
+        assert "must not lie in each other" in err
+    assert SamplesTable.read(tmp_path / "t").modalities == ("first", "second")
+
+
+def test_a_damaged_cache_exits_with_1(tmp_path: Path, run_line: Any) -> None:
+    from cache.key import CacheKey
+    from cache.parts import SampleTokens
+    from cache.store import TokenStore
+
+    key = CacheKey(
+        encoder="e",
+        options={},
+        weights_sha256="0" * 64,
+        preprocessing={},
+        precision="float32",
+        libraries={},
+        layout={},
+        pretrained_or_fitted=True,
+    )
+    store = TokenStore.create(tmp_path / "m.zarr", key, 4)
+    store.append([SampleTokens("a", "d", np.ones((3, 4), np.float32), np.ones(3, bool))])
+    store.publish_view({"a": "d"})
+    assert run_line("cache", "verify", tmp_path / "m.zarr")[0] == 0
+    chunk = max((tmp_path / "m.zarr/parts").rglob("*"), key=lambda p: p.stat().st_size if "tokens/c" in str(p) else -1)
+    data = bytearray(chunk.read_bytes())
+    data[0] ^= 1
+    chunk.chmod(0o644)
+    chunk.write_bytes(bytes(data))
+    code, out, _ = run_line("cache", "verify", tmp_path / "m.zarr")
+    assert code == 1
+    assert "checksum" in out
+
+
+def test_words_of_real_texts_are_not_shown(tmp_path: Path) -> None:
+    """Only samples that the simulator itself lists count as simulated."""
+    from pipelines.params import load_params
+    from pipelines.report import is_simulated
+
+    table = write_table(tmp_path / "t")
+    params = load_params(ROOT / "params.yaml", [f"dataset.raw={tmp_path}"])
+    assert not is_simulated(params, table)
+    expected = {"labels": {str(i): 0 for i in table.frame["sample_id"]}}
+    (tmp_path / "expected.json").write_text(json.dumps(expected))
+    assert is_simulated(params, table)
+    expected["labels"].popitem()
+    (tmp_path / "expected.json").write_text(json.dumps(expected))
+    assert not is_simulated(params, table)
