@@ -36,6 +36,7 @@ TEST_TAKES, TRAIN_TAKES = range(15), range(15, 50)
 TAKES = {"train": TRAIN_TAKES, "test": TEST_TAKES}
 IDX_NAMES = {"train": "train", "test": "t10k"}
 OPTIONS = {"audio_rate", "valid_share", "split_seed"}
+OPTIONAL = {"audio_seed"}
 REASON = "left out of training by the protocol"
 
 
@@ -47,7 +48,7 @@ def prepare_avmnist(raw: tuple[Path, Path], out: Path, options: Mapping[str, Any
             `recordings`.
         out: folder to write: table, `images/`, `audio/`.
         options: audio_rate, share of the training part's clips that are kept, in (0, 1]; valid_share of the training
-            part; split_seed, which draws both.
+            part; split_seed, which draws both; audio_seed, if given, draws the kept clips alone.
 
     Raises:
         UserError: an option is out of range, or a raw file is absent or damaged.
@@ -59,7 +60,8 @@ def prepare_avmnist(raw: tuple[Path, Path], out: Path, options: Mapping[str, Any
     rows = [row for part in TAKES for digit in DIGITS for row in _pairs(part, digit, images[part][1])]
     frame = pd.DataFrame(rows)
     _set_valid(frame, float(options["valid_share"]), f"avmnist-valid:{options['split_seed']}")
-    _drop_audio(frame, kept_per_speaker, f"avmnist-audio:{options['split_seed']}")
+    audio_seed = options.get("audio_seed")
+    _drop_audio(frame, kept_per_speaker, f"avmnist-audio:{options['split_seed'] if audio_seed is None else audio_seed}")
     _publish_files(frame, {part: pixels for part, (pixels, _) in images.items()}, clips, out)
     columns = ["sample_id", "group_id", "split", "label", "image_path", "audio_path", "audio_missing_reason"]
     dropped = pd.DataFrame([], columns=["source_id", "step", "reason"], dtype=str)
@@ -75,8 +77,10 @@ def clips_per_speaker(rate: float) -> int:
 
 
 def _check_options(options: Mapping[str, Any]) -> int:
-    if set(options) != OPTIONS:
-        raise UserError(f"Options of avmnist are {sorted(OPTIONS)}; given: {sorted(options)}.")
+    if set(options) - OPTIONAL != OPTIONS:
+        raise UserError(
+            f"Options of avmnist are {sorted(OPTIONS)} and optionally {sorted(OPTIONAL)}; given: {sorted(options)}."
+        )
     try:
         rate, share = float(options["audio_rate"]), float(options["valid_share"])
     except (TypeError, ValueError) as error:

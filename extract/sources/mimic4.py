@@ -7,7 +7,7 @@ prediction time; subjects split by a salted hash, never by the X-ray project's o
 
 import tempfile
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -177,28 +177,31 @@ def _add_images(raw: Path, out: Path, stays: pl.DataFrame, frame: pd.DataFrame) 
     films = {film["stay_id"]: film for film in last_films(raw, stays).iter_rows(named=True)} if present else {}
     out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".partial-", dir=out) as partial:
-        reasons = copy_films(raw, Path(partial) / "images", pl.DataFrame(list(films.values())))
+        unreadable = copy_films(raw, Path(partial) / "images", list(films.values()))
         (out / "dataset.json").unlink(missing_ok=True)  # an older table must not outlive its files
         publish_folder(Path(partial) / "images", out / "images")
-    reasons = (
-        dict.fromkeys(stays["stay_id"], NOT_RECORDED if present else NOT_IN_SOURCE) | dict.fromkeys(films) | reasons
-    )
-    usable = [stay in films and reasons[stay] is None for stay in stays["stay_id"]]
-    rows = list(zip(stays["stay_id"], usable, strict=True))
-    frame["cxr_path"] = pd.Series([f"images/{stay}.png" if use else None for stay, use in rows], dtype="object")
-    frame["cxr_dicom_id"] = pd.Series([films[s]["dicom_id"] if use else None for s, use in rows], dtype="object")
-    frame["cxr_available_time"] = pd.to_datetime([films[s]["taken"] if use else None for s, use in rows])
-    frame["cxr_missing_reason"] = pd.Series([reasons[stay] for stay, _ in rows], dtype="object")
+    ids = stays["stay_id"].to_list()
+    used: list[dict[str, Any] | None] = [None if i in unreadable else films.get(i) for i in ids]
+    otherwise = NOT_RECORDED if present else NOT_IN_SOURCE
+    reasons = [None if film else unreadable.get(i, otherwise) for i, film in zip(ids, used, strict=True)]
+    frame["cxr_path"] = _column(f"images/{film['stay_id']}.png" if film else None for film in used)
+    frame["cxr_dicom_id"] = _column(film["dicom_id"] if film else None for film in used)
+    frame["cxr_available_time"] = pd.Series([film["taken"] if film else None for film in used], dtype="datetime64[us]")
+    frame["cxr_missing_reason"] = _column(reasons)
 
 
 def _add_reports(raw: Path, stays: pl.DataFrame, frame: pd.DataFrame, counts: Counter[str]) -> None:
     present = find(raw, RADIOLOGY) is not None
     texts = reports(raw, stays, counts) if present else {}
-    found = [texts.get(stay, (None, None)) for stay in stays["stay_id"]]
+    found = [texts.get(stay, (None, None)) for stay in stays["stay_id"].to_list()]
     reason = NOT_RECORDED if present else NOT_IN_SOURCE
-    frame["txt_text"] = pd.Series([text for text, _ in found], dtype="object")
-    frame["txt_available_time"] = pd.to_datetime([time for _, time in found])
-    frame["txt_missing_reason"] = pd.Series([None if text else reason for text, _ in found], dtype="object")
+    frame["txt_text"] = _column(text for text, _ in found)
+    frame["txt_available_time"] = pd.Series([time for _, time in found], dtype="datetime64[us]")
+    frame["txt_missing_reason"] = _column(None if text else reason for text, _ in found)
+
+
+def _column(values: Iterable[str | None]) -> "pd.Series[Any]":
+    return pd.Series(list(values), dtype="object")
 
 
 def _info(options: _Options, funnel: _Funnel, counts: Counter[str]) -> DatasetInfo:

@@ -6,7 +6,7 @@ outcome.
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +36,14 @@ def last_films(raw: Path, stays: pl.DataFrame) -> pl.DataFrame:
     return found.unique("stay_id", keep="last", maintain_order=True)
 
 
-def copy_films(raw: Path, folder: Path, films: pl.DataFrame) -> dict[int, str]:
+def copy_films(raw: Path, folder: Path, films: Iterable[Mapping[str, Any]]) -> dict[int, str]:
     """Copy the films, grey and resized, into `folder` as `<stay_id>.png`; returns the reasons of failures by stay id.
 
     PNG loses nothing a second time, and its bytes depend on the pixels alone.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    reasons = {}
-    for film in films.iter_rows(named=True):
+    reasons: dict[int, str] = {}
+    for film in films:
         patient = f"p{film['subject_id']}"
         study = raw / "mimic-cxr-jpg/files" / patient[:3] / patient / f"s{film['study_id']}"
         reason = _copy(study / f"{film['dicom_id']}.jpg", folder / f"{film['stay_id']}.png")

@@ -35,7 +35,8 @@ def write_images(root: Path, stays: pd.DataFrame, severity: np.ndarray, random: 
     """Write the JPEG files and their metadata table; returns the film to use, its DICOM id by stay id."""
     rows: list[tuple[Any, ...]] = []
     chosen = {}
-    for number, (stay, level) in enumerate(zip(stays.itertuples(), severity, strict=True)):
+    plan: list[Any] = list(stays.itertuples())
+    for number, (stay, level) in enumerate(zip(plan, severity, strict=True)):
         films = _films(stay, number, float(level), random)
         hours = sorted({film.hour for film in films})
         names = sorted("-".join(f"{part:08x}" for part in random.integers(0, 2**32, 5)) for _ in films)

@@ -31,7 +31,8 @@ def write_notes(root: Path, stays: pd.DataFrame, severity: np.ndarray, random: n
     """Write radiology and discharge notes with their detail tables; returns the number of usable reports by stay id."""
     rows: list[tuple[Any, ...]] = []
     usable: dict[str, int] = {}
-    for number, (stay, level) in enumerate(zip(stays.itertuples(), severity, strict=True)):
+    plan: list[Any] = list(stays.itertuples())
+    for number, (stay, level) in enumerate(zip(plan, severity, strict=True)):
         notes = _usable(stay, number, float(level), random)
         if stay.note:
             usable[str(stay.stay_id)] = len(notes)
@@ -66,7 +67,7 @@ def _usable(stay: Any, number: int, level: float, random: np.random.Generator) -
 
 
 def _misleading(stay: Any, number: int, level: float, random: np.random.Generator) -> list[tuple[Any, ...]]:
-    notes = []
+    notes: list[tuple[Any, ...]] = []
     if number % 6 == 0:
         notes.append((random.uniform(48.01, 80), 90.0, "RR", _report(-level, random)))
     if number % 6 == 1:

@@ -151,7 +151,7 @@ def _lab(stays: pd.DataFrame, severity: np.ndarray, item: int, random: np.random
     row = np.repeat(np.arange(len(stays)), 6)
     hour = np.tile(np.arange(6) * 8 + 2, len(stays))
     values = np.maximum(mean + effect * severity[row] * hour / 48 + random.normal(0, deviation, len(row)), 5)
-    return _events(stays, row, hour + 0.25, item, values.round(3), unit).assign(storetime=pd.NaT)
+    return _events(stays, row, hour + 0.25, item, values.round(3), unit)
 
 
 def _odd_charts(stays: pd.DataFrame) -> pd.DataFrame:
@@ -164,12 +164,13 @@ def _odd_charts(stays: pd.DataFrame) -> pd.DataFrame:
 
 def _odd_labs(stays: pd.DataFrame) -> pd.DataFrame:
     row = np.flatnonzero(stays["case"] == "odd_values")[[0] * len(ODD_LABS)]
-    hours, wait, numbers, texts, admission = (list(column) for column in zip(*ODD_LABS, strict=True))
-    events = _events(stays, row, np.array(hours), 50820, np.array(numbers), "units")
-    events["value"] = texts
+    hours, wait, numbers = (np.array([line[i] for line in ODD_LABS], float) for i in range(3))
+    admission = np.array([line[4] for line in ODD_LABS])
+    events = _events(stays, row, hours, 50820, numbers, "units")
+    events["value"] = [line[3] for line in ODD_LABS]
     events["storetime"] = events["charttime"] + pd.to_timedelta(wait, unit="h")
     own = events["hadm_id"].astype("Int64")
-    events["hadm_id"] = own.mask(np.array(admission) == "none").mask(np.array(admission) == "other", 29_999_999)
+    events["hadm_id"] = own.mask(admission == "none").mask(admission == "other", 29_999_999)
     return events
 
 

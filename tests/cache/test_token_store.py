@@ -45,7 +45,7 @@ def test_a_store_behaves_as_a_dictionary(
     for part_id in sorted(written):  # the first by part id
         for sample in written[part_id]:
             model.setdefault((sample.sample_id, sample.digest), sample)
-    view = dict(model)
+    view = dict(model.keys())  # of one id the last digest
     store.publish_view(view)
     reopened = TokenStore.open(path)
     assert reopened.missing_from(view) == []

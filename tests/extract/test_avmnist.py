@@ -141,6 +141,14 @@ def test_splits_are_stratified_by_digit_and_equal_at_every_rate(prepared: Callab
     assert set(low.frame["audio_path"].dropna()) < set(high.frame["audio_path"].dropna())
 
 
+def test_audio_seed_draws_other_clips_on_the_same_split(prepared: Callable[..., SamplesTable]) -> None:
+    plain, same, other = prepared(), prepared(audio_seed=0), prepared(audio_seed=1)
+    assert plain.frame.equals(same.frame)
+    assert plain.ids("valid") == other.ids("valid")
+    assert set(plain.frame["audio_path"].dropna()) != set(other.frame["audio_path"].dropna())
+    assert plain.frame["audio_path"].notna().sum() == other.frame["audio_path"].notna().sum()
+
+
 def test_a_second_run_gives_the_same_bytes_and_no_stale_file(
     raw: Raw, prepared: Callable[..., SamplesTable], tmp_path: Path
 ) -> None:

@@ -15,7 +15,7 @@ from pipelines.params import load_params
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
-TREE = README.split("```text")[1].split("```")[0]
+TREE = README.split("## Files")[1].split("```text")[1].split("```")[0]
 PACKAGES = ("cache", "extract", "train", "pipelines")
 
 
