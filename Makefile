@@ -52,5 +52,6 @@ lint: $(VENV)/.installed-dev
 
 # Removes what can be built again; data/raw is kept, because it may be yours.
 clean:
-	rm -rf $(VENV) data/*/samples data/*/tokens models metrics reports
+	rm -rf $(VENV) models metrics reports
+	[ ! -d data ] || find data -mindepth 1 -maxdepth 1 ! -name raw -exec rm -rf {} +
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

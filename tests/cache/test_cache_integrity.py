@@ -145,7 +145,8 @@ def test_another_format_is_stale_and_a_foreign_group_is_no_cache(filled: TokenSt
     path.write_text(json.dumps(document))
     with pytest.raises(StaleCacheError, match="format 1"):
         TokenStore.open(filled.path)
-    for foreign in ({"zarr_format": 3, "node_type": "group", "attributes": {}}, [], {"attributes": None}):
+    foreigners: list[object] = [{"zarr_format": 3, "node_type": "group", "attributes": {}}, [], {"attributes": None}]
+    for foreign in foreigners:
         path.write_text(json.dumps(foreign))
         with pytest.raises(CorruptCacheError, match=r"zarr\.json"):
             TokenStore.open(filled.path)

@@ -17,7 +17,7 @@ from cache.parts import from_stored, read_identities, to_stored
 from cache.store import SampleTokens, TokenStore
 
 Maker = Callable[..., list[SampleTokens]]
-IDS = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), min_size=1, max_size=6)
+IDS = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]), min_size=1, max_size=6)
 PARTS = st.lists(st.lists(st.tuples(IDS, st.integers(0, 3), st.sampled_from(["x", "yy"])), max_size=4), max_size=3)
 
 

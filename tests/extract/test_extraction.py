@@ -156,13 +156,16 @@ def test_a_stale_cache_is_refused_or_replaced_without_showing_the_vocabulary(tmp
     text_encoder(tmp_path / "one")
     extract_modality(data, "txt", tmp_path / "one", SETTINGS, out)
     two = text_encoder(tmp_path / "two", seed=1)
-    two.tokenizer = train_tokenizer(["other words"], 60, 8)
+    two.tokenizer = train_tokenizer(["zebra zebra"], 60, 8)
     with pytest.raises(StaleCacheError, match="weights_sha256"):
         extract_modality(data, "txt", tmp_path / "two", SETTINGS, out)
     key = extraction.cache_key(two, tmp_path / "two", "float32")
     with pytest.raises(StaleCacheError, match="tokenizer_sha256") as refused:
         TokenStore.create(out, key, 8, "float32")
     assert "opacity" not in str(refused.value)
+    stated = json.dumps(key.model_dump(mode="json"))
+    assert "zebra" in two.tokenizer.get_vocab()
+    assert "zebra" not in stated + str(refused.value)
     assert extract_modality(data, "txt", tmp_path / "two", SETTINGS, out, replace=True)["encoded"] == 6
     assert extract_modality(data, "txt", tmp_path / "two", SETTINGS, out)["encoded"] == 0
 

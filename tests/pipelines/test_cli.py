@@ -251,6 +251,33 @@ def _no_report_without_metrics(root: Path, run_line: Any) -> None:
     assert "selfmask evaluate" in err
 
 
+def test_the_demo_at_a_tiny_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_line: Any) -> None:
+    """`make demo` in one process: simulated MIMIC-IV files, three kinds of modality, every stage."""
+    params = yaml.safe_load((ROOT / "params.yaml").read_text())
+    assert params["dataset"]["name"] == "icu", "make demo runs what params.yaml chooses"
+    params["datasets"]["icu"]["settings"] |= {**TINY, "train": {"max_epochs": 1, "methods": ["selfmask"]}}
+    params["seeds"] = [0]
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params))
+    monkeypatch.chdir(tmp_path)
+    stages: list[tuple[str, ...]] = [("simulate", "icu", "--stays", "160"), ("prepare", "dataset")]
+    stages += [(command, modality) for command in ("fit", "extract") for modality in params["dataset"]["modalities"]]
+    stages += [("train", "selfmask"), ("finetune",), ("evaluate",), ("report",)]
+    for words in stages:
+        code, _, err = run_line(*words)
+        assert code == 0, f"{words}: {err}"
+    metrics = json.loads((tmp_path / "metrics/icu/metrics.json").read_text())
+    assert {name: 0 <= metrics[name]["natural"]["auroc"]["mean"] <= 1 for name in metrics} == {
+        "selfmask": True,
+        "joint": True,
+    }
+    assert sorted(path.name for path in (tmp_path / "reports/icu").iterdir()) == [
+        "curves.png",
+        "masks.png",
+        "observed_count.png",
+        "report.md",
+    ]
+
+
 def test_check_counts_patterns_and_labels(tmp_path: Path, run_line: Any) -> None:
     table = write_table(tmp_path / "t")
     code, out, _ = run_line("check", tmp_path / "t", "--json")
