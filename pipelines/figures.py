@@ -20,6 +20,7 @@ from matplotlib.patches import Rectangle
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vP*"
 MASKED = "#D55E00"
+LINE_CHARACTERS = 58
 
 
 def curves(frame: pd.DataFrame, x: str, metric: str, x_label: str, path: Path) -> None:
@@ -64,16 +65,23 @@ def masked_spans(spans: Sequence[tuple[float, ...]], mask: Sequence[bool], axes:
 
 
 def masked_text(text: str, spans: Sequence[tuple[float, ...]], mask: Sequence[bool], axes: Any) -> None:
-    """Write the tokens in lines, masked ones on a coloured ground."""
+    """Write the tokens in lines, masked ones on a coloured ground; a long text gets smaller lines."""
     axes.set_axis_off()
-    place, line, per_line = 0.0, 0, 64
+    placed: list[tuple[int, int, str, bool]] = []
+    place, line = 0, 0
     for (start, end), hidden in zip(spans, mask, strict=True):
-        word = text[int(start) : int(end)]
-        if place + len(word) > per_line:
-            place, line = 0.0, line + 1
-        ground = {"facecolor": MASKED, "alpha": 0.4, "edgecolor": "none", "pad": 1.0} if hidden and word else None
-        axes.text(place / per_line, 1 - line * 0.12, word, family="monospace", fontsize=7.5, va="top", bbox=ground)
-        place += len(word) + 1
+        word = text[int(start) : int(end)]  # empty for special tokens
+        if place + len(word) > LINE_CHARACTERS:
+            place, line = 0, line + 1
+        if word:
+            placed.append((place, line, word, hidden))
+            place += len(word) + 1
+    step = min(0.12, 1 / (line + 1))
+    size = 7.5 * min(1.0, step / 0.05)
+    for place, line, word, hidden in placed:
+        ground = {"facecolor": MASKED, "alpha": 0.4, "edgecolor": "none", "pad": 1.0} if hidden else None
+        where = (place / (LINE_CHARACTERS + 6), 1 - line * step)  # room for the last word's own width
+        axes.text(*where, word, family="monospace", fontsize=size, va="top", bbox=ground)
 
 
 def save(figure: Any, path: Path) -> None:

@@ -91,7 +91,7 @@ def _page(params: Params, table: SamplesTable, metrics: dict[str, Any], pictures
         lines += ["", "## SelfMask minus the other method, paired bootstrap", ""]
         lines += _comparisons(found, monitor_name(table.info.label))
     for name in pictures:
-        lines += ["", f"![{CAPTIONS[name]}]({name})", "", CAPTIONS[name]]
+        lines += ["", f"![{Path(name).stem}]({name})", "", CAPTIONS[name]]
     return "\n".join([*lines, ""])
 
 

@@ -81,7 +81,7 @@ class EncodedSource:
 def encoded_bank(checkpoint: Path, table: SamplesTable, batch_size: int, split: str = "test") -> TokenBank:
     """Encode a split once, with a joint checkpoint's own encoders, into a resident bank in the order of the table."""
     config = json.loads((checkpoint / "config.json").read_text())
-    encoders = {m: load_encoder(checkpoint / folder) for m, folder in config["encoders"].items()}
+    encoders = {m: load_encoder(checkpoint / config["encoders"][m]) for m in config["spec"]["modalities"]}
     inputs = InputBank.load(table, split, encoders)
     sequences: dict[str, list[SampleTokens | None]] = {}
     for name, encoder in encoders.items():
