@@ -38,8 +38,9 @@ demo: $(VENV)/.installed data/raw/icu
 	@echo "Pictures:"
 	@ls $(CURDIR)/reports/$(DATASET)/*.png
 
+# Two processes of one thread: more threads each would only wait for one another.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
