@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from cache.errors import UserError
 from cache.publish import file_sha256, fingerprint, replacing, write_json
 from extract.config import EncoderSettings, FitSettings
-from extract.encoders.base import Encoder
+from extract.encoders.base import Encoder, masked_mean
 from extract.encoders.registry import build_encoder, load_encoder, save_encoder
 from extract.inputs import InputBank, InputBatch
 from extract.metrics import compute_metrics, monitor_name
@@ -40,9 +40,7 @@ class UnimodalModel(nn.Module):
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits [B, C] of collated inputs."""
         tokens, embedded = self.encoder(inputs)
-        weight = embedded.valid.to(tokens.dtype)[:, :, None]
-        pooled = (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
-        logits: Tensor = self.head(self.norm(pooled))
+        logits: Tensor = self.head(self.norm(masked_mean(tokens, embedded.valid)))
         return logits
 
 

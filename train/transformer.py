@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from extract.encoders.base import masked_mean
 from train.config import ModelSettings
 
 
@@ -88,9 +89,3 @@ class Fusion(nn.Module):
         pooled = hidden[:, 0] if self.pooling == "cls" else masked_mean(hidden, valid)
         logits: Tensor = self.head(self.dropout(pooled))
         return logits
-
-
-def masked_mean(tokens: Tensor, valid: Tensor) -> Tensor:
-    """Mean of the valid tokens; [B, T, D] to [B, D], zero where there is none."""
-    weight = valid.to(tokens.dtype)[:, :, None]
-    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)

@@ -99,3 +99,9 @@ def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
         stacked[row, : len(array)] = array
     valid = np.arange(stacked.shape[1])[None] < lengths[:, None]
     return torch.from_numpy(stacked), torch.from_numpy(valid)
+
+
+def masked_mean(tokens: Tensor, valid: Tensor) -> Tensor:
+    """Mean of the valid tokens; [B, T, D] to [B, D], zero where there is none."""
+    weight = valid.to(tokens.dtype)[:, :, None]
+    return (tokens * weight).sum(1) / weight.sum(1).clamp(min=1)
