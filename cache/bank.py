@@ -149,12 +149,12 @@ def _load_flat(store: TokenStore, sample_ids: Sequence[str], device: torch.devic
     for entry in store.entries():
         if entry["part"] not in by_part:
             continue
-        mapped, offsets, bits = store.read_part(entry)
+        part = store.read_part(entry)
         for row, place in sorted(by_part[entry["part"]], key=lambda pair: pair[1].row):
-            start, end = int(offsets[place.row]), int(offsets[place.row + 1])
+            start, end = int(part.offsets[place.row]), int(part.offsets[place.row + 1])
             starts[row], lengths[row] = total, end - start
-            tokens.append(np.asarray(mapped[start:end]))  # a view of the mapped file: copied once, below
-            flags.append(bits[start:end])
+            tokens.append(np.asarray(part.tokens[start:end]))  # a view of the mapped file: copied once, below
+            flags.append(part.maskable[start:end])
             total += end - start
     return _Flat(
         _as_tensor([*tokens, np.zeros((1, store.width), stored_dtype(store.dtype))], store.dtype).to(device),

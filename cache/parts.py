@@ -37,6 +37,18 @@ class SampleTokens:
     maskable: np.ndarray
 
 
+@dataclass(frozen=True)
+class PartArrays:
+    """A published part as it is stored: N samples, T tokens in all."""
+
+    tokens: np.ndarray
+    """[T, width], mapped, in the stored type."""
+    offsets: np.ndarray
+    """Where each sample's tokens start; int64 [N + 1]."""
+    maskable: np.ndarray
+    """bool [T]."""
+
+
 def stored_dtype(dtype: str) -> np.dtype[Any]:
     """Return the NumPy type on disk; bfloat16 has none and is stored as its bits."""
     return np.dtype("uint16" if dtype == "bfloat16" else dtype)
@@ -90,6 +102,11 @@ def map_tokens(store: Path, entry: dict[str, Any]) -> np.ndarray:
     if 0 in shape:
         return np.zeros(shape, dtype)
     return np.memmap(path, dtype=dtype, mode="r", shape=shape)
+
+
+def read_part(store: Path, entry: dict[str, Any]) -> PartArrays:
+    """Read a part: its tokens mapped, its small arrays checked."""
+    return PartArrays(map_tokens(store, entry), read_offsets(store, entry), read_maskable(store, entry))
 
 
 def read_offsets(store: Path, entry: dict[str, Any]) -> np.ndarray:

@@ -24,15 +24,7 @@ from cache.manifest import (
     write_failures,
     write_view,
 )
-from cache.parts import (
-    SampleTokens,
-    from_stored,
-    map_tokens,
-    read_identities,
-    read_maskable,
-    read_offsets,
-    write_part,
-)
+from cache.parts import PartArrays, SampleTokens, from_stored, read_identities, read_part, write_part
 from cache.publish import file_sha256, fingerprint
 from cache.root import read_root, root_document, write_root
 from cache.verify import VerifyReport, check_sizes, document_problems, find_orphans, part_problems, remove_old
@@ -188,14 +180,15 @@ class TokenStore:
         found = []
         for i, place in zip(sample_ids, places, strict=True):
             assert place is not None
-            tokens, offsets, maskable = parts[place.part]
-            own = slice(int(offsets[place.row]), int(offsets[place.row + 1]))
-            found.append(SampleTokens(i, view[i], from_stored(np.asarray(tokens[own]), self.dtype), maskable[own]))
+            part = parts[place.part]
+            own = slice(int(part.offsets[place.row]), int(part.offsets[place.row + 1]))
+            tokens = from_stored(np.asarray(part.tokens[own]), self.dtype)
+            found.append(SampleTokens(i, view[i], tokens, part.maskable[own]))
         return found
 
-    def read_part(self, entry: dict[str, Any]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return tokens (mapped, stored type) [tokens, width], offsets [samples + 1] and maskable [tokens]."""
-        return map_tokens(self.path, entry), read_offsets(self.path, entry), read_maskable(self.path, entry)
+    def read_part(self, entry: dict[str, Any]) -> PartArrays:
+        """Return the arrays of one part, as stored."""
+        return read_part(self.path, entry)
 
     def content_digest(self) -> str:
         """Return a digest of key, parts and view: what training on this cache depends on."""

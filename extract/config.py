@@ -36,6 +36,8 @@ class TimeSeriesSettings(TransformerSettings):
     """Consecutive bins that form one token."""
     max_bins: PositiveInt
     """Longer series keep their last bins."""
+    drop_cells: Fraction
+    """Share of the observed cells that is hidden from each training sample; never at extraction or evaluation."""
 
 
 class AugmentSettings(Settings):

@@ -33,7 +33,14 @@ def top_k_mask(scores: Tensor, valid: Tensor, maskable: Tensor, ratio: float) ->
     return torch.zeros_like(allowed).scatter(-1, order, first) & allowed
 
 
-def straight_through(hard: Tensor, scores: Tensor) -> Tensor:
-    """Return the hard mask whose gradient is that of sigmoid(scores); float [B, T], exactly 0 or 1 forward."""
+def straight_through(hard: Tensor, scores: Tensor, *, reverse: bool = False) -> Tensor:
+    """Return the hard mask whose gradient is that of sigmoid(scores); float [B, T], exactly 0 or 1 forward.
+
+    Args:
+        hard: bool [B, T].
+        scores: float [B, T].
+        reverse: turn the gradient around, so that the scores climb what everything else descends.
+    """
     soft = scores.sigmoid()
-    return hard.to(soft.dtype) + (soft - soft.detach())
+    change = soft.detach() - soft if reverse else soft - soft.detach()
+    return hard.to(soft.dtype) + change

@@ -60,6 +60,14 @@ class TimeSeriesEncoder(Encoder):
         values, valid = pad([item["values"] for item in items])
         return {"values": values, "valid": valid}
 
+    def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Hide a random share of the cells, so that the encoder does not lean on single measurements."""
+        if not self.settings.drop_cells:
+            return inputs
+        values = inputs["values"]
+        hidden = torch.rand(values.shape, generator=generator).to(values.device) < self.settings.drop_cells
+        return {**inputs, "values": values.masked_fill(hidden, float("nan"))}
+
     def embed(self, inputs: dict[str, Tensor]) -> Embedded:
         """One token per `bins_per_token` bins."""
         values, valid = inputs["values"], inputs["valid"]
@@ -80,7 +88,7 @@ class TimeSeriesEncoder(Encoder):
         """Name, options, preprocessing, layout."""
         return {
             "name": "timeseries",
-            "options": self.settings.model_dump(mode="json"),
+            "options": self.settings.model_dump(mode="json", exclude={"drop_cells"}),
             "preprocessing": {"channels": list(self.channels), "fill": "last, else mean", "clip": CLIP},
             "layout": {"kind": "bins", "bins_per_token": self.settings.bins_per_token},
         }

@@ -242,7 +242,7 @@ def test_writers_at_the_same_time_lose_nothing(tmp_path: Path, make_key: Callabl
     assert store.missing_from(wanted) == []
     store.publish_view(wanted)
     assert store.verify().problems == []
-    owner = {e["part"]: from_stored(np.asarray(store.read_part(e)[0]), "float16")[0, 0] for e in store.entries()}
+    owner = {e["part"]: from_stored(np.asarray(store.read_part(e).tokens), "float16")[0, 0] for e in store.entries()}
     for number in range(2):
         holders = sorted(part for (i, _), part in _all_parts(store) if i == f"shared{number}")
         assert len(holders) == 3

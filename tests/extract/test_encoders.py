@@ -29,7 +29,7 @@ from extract.values import TimeSeries, UnreadableValue, Waveform
 from timm.models.vision_transformer import VisionTransformer  # isort: skip  (after the shim)
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0}
-SERIES = TimeSeriesSettings(type="timeseries", bins_per_token=3, max_bins=12, **SMALL)
+SERIES = TimeSeriesSettings(type="timeseries", bins_per_token=3, max_bins=12, drop_cells=0.0, **SMALL)
 IMAGE = ImageSettings(type="vit", weights="scratch", image_size=16, patch_size=4, channels=1, augment=None, **SMALL)
 AUDIO = AudioSettings(
     type="logmel", sample_rate_hz=8000, window_ms=32, hop_ms=10, mels=12, frames_per_token=4, max_seconds=1.0, **SMALL
@@ -257,6 +257,17 @@ def test_image_augmentation_is_seeded_and_moves_pixels() -> None:
     assert torch.equal(one, two)
     assert not torch.allclose(one, inputs["pixels"])
     assert "augment" not in encoder.spec()["options"]
+
+
+def test_series_augmentation_is_seeded_and_hides_the_asked_share_of_cells() -> None:
+    encoder = TimeSeriesEncoder(SERIES.model_copy(update={"drop_cells": 0.25}), ("hr", "map"))
+    inputs = {"values": torch.zeros(50, 12, 2), "valid": torch.ones(50, 12, dtype=torch.bool)}
+    one = encoder.augment(inputs, torch.Generator().manual_seed(0))["values"]
+    two = encoder.augment(inputs, torch.Generator().manual_seed(0))["values"]
+    assert torch.equal(one.isnan(), two.isnan())
+    assert abs(one.isnan().float().mean().item() - 0.25) < 0.05
+    assert not inputs["values"].isnan().any()
+    assert "drop_cells" not in encoder.spec()["options"]
 
 
 def test_audio_resamples_and_mel_filters_cover_the_band() -> None:

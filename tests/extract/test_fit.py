@@ -19,7 +19,7 @@ from extract.task import LabelSpec
 from extract.training import STATE
 
 SMALL = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.0}
-SERIES = TimeSeriesSettings(type="timeseries", bins_per_token=2, max_bins=6, **SMALL)
+SERIES = TimeSeriesSettings(type="timeseries", bins_per_token=2, max_bins=6, drop_cells=0.0, **SMALL)
 TEXT = TextSettings(type="bert", weights="scratch", revision=None, max_tokens=8, vocabulary=40, **SMALL)
 FIT = FitSettings(
     batch_size=16,

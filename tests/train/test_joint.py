@@ -49,7 +49,7 @@ SELFMASK = SelfMaskSettings(
 
 def encoders() -> dict[str, Encoder]:
     torch.manual_seed(0)
-    series = TimeSeriesSettings(type="timeseries", bins_per_token=2, max_bins=12, **SIZE)
+    series = TimeSeriesSettings(type="timeseries", bins_per_token=2, max_bins=12, drop_cells=0.0, **SIZE)
     image = ImageSettings(type="vit", weights="scratch", image_size=8, patch_size=4, channels=1, augment=None, **SIZE)
     return {"ehr": TimeSeriesEncoder(series, ("a", "b")), "cxr": ImageEncoder(image)}
 

@@ -194,6 +194,20 @@ def test_adversarial_turns_the_reconstruction_gradient_of_the_scorer_around() ->
             assert torch.allclose(other, gradient, atol=1e-6, rtol=1e-4), name
 
 
+def test_adversarial_leaves_the_task_gradient_of_the_scorer() -> None:
+    """Where the task sees the masked imputation: (task + rec) + (task - rec) = 2 task."""
+    plain, turned = gradients(task_from="masked"), gradients(task_from="masked", mask_gradient="adversarial")
+    task = gradients(task_from="masked", alpha=0.0, beta=0.0)
+    for name, gradient in task.items():
+        if name.startswith(("h.", "score.")):
+            one, other = plain[name], turned[name]
+            assert gradient is not None
+            assert one is not None
+            assert other is not None
+            assert not torch.allclose(one, other, atol=1e-6, rtol=1e-3) or "in_proj_bias" in name, name
+            assert torch.allclose(one + other, 2 * gradient, atol=1e-4, rtol=1e-2), name
+
+
 def test_targets_have_no_gradient_unless_asked() -> None:
     def projection_gradient(target_grad: bool) -> Tensor:
         model = build(target_grad=target_grad).train()

@@ -5,8 +5,9 @@ g predictor, g_bar its moving average; h mask predictor; f fusion; M mask. What 
 `SelfMaskSettings`. The same algorithm serves the cached stage and the joint stage: a `TokenSource` says what Z is
 and what masking an input does to it (eq. 5).
 
-Cost of a training step: one forward of g_bar, two (three with `complete_task` or `distill`) of g, one of h, and one
-or two of f; `adversarial` adds one backward of the reconstruction losses to the scores.
+Cost of a training step: one forward of g_bar, one of h, two of g and one of f; `task_from: unmasked` adds one of g,
+`complete_task` or `distill` one of g and one of f. `adversarial` is free with `task_from: unmasked`, where the masks
+reach the reconstruction losses alone; else it adds a backward of these losses to the scores.
 """
 
 from dataclasses import dataclass
@@ -111,12 +112,16 @@ class SelfMask(Method):
         losses = {"task": task_loss(logits, labels, label), "obs": l_obs, "cross": l_cross}  # eq. 9
         reconstruction = s.alpha * l_obs + s.beta * l_cross
         loss = losses["task"] + reconstruction  # eq. 10
-        if s.mask_gradient == "adversarial" and s.mask_policy == "learned":
+        if self._adversarial and s.task_from == "masked":
             loss = loss + self._turned_against(reconstruction, scores)
         if s.complete_task or s.distill:
             loss = loss + self._complete(tokens, natural, labels, logits, losses)
         spread = {f"target_sd/{m}": self._spread(tokens, natural, m) for m in self.spec.modalities}
         return Output(logits, {"loss": loss, **losses, **spread}, {"masks": hard_obs, "observed": observed})
+
+    @property
+    def _adversarial(self) -> bool:
+        return self.settings.mask_gradient == "adversarial" and self.settings.mask_policy == "learned"
 
     def _complete(self, tokens: Tokens, natural: Tensor, labels: Tensor, logits: Tensor, losses: PerModality) -> Tensor:
         complete = self.predict(tokens, natural)
@@ -148,7 +153,10 @@ class SelfMask(Method):
     def mask_inputs(self, source: TokenSource, hard: PerModality, scores: PerModality) -> PerModality:
         """Z~ of eq. 5 for every modality."""
         learned = self.settings.mask_policy == "learned" and self.settings.mask_gradient != "none"
-        soft = {m: straight_through(hard[m], scores[m]) if learned else hard[m].to(scores[m]) for m in hard}
+        reverse = self._adversarial and self.settings.task_from == "unmasked"
+        soft = {
+            m: straight_through(hard[m], scores[m], reverse=reverse) if learned else hard[m].to(scores[m]) for m in hard
+        }
         return {m: source.masked(m, soft[m]) for m in hard}
 
     def assemble(
