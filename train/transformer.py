@@ -28,7 +28,7 @@ class TokenTransformer(nn.Module):
             batch_first=True,
             norm_first=True,
         )
-        # Dropout on the residuals alone: keeps the fused attention kernel, and random numbers cost a CPU more than products.
+        # On the residuals alone: keeps the fused attention kernel, and on a CPU random numbers cost more than products.
         layer.self_attn.dropout = 0.0
         layer.dropout = nn.Identity()
         self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(model.width), enable_nested_tensor=False)
