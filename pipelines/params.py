@@ -14,18 +14,26 @@ from pydantic import BaseModel, Field, ValidationError
 
 from cache.errors import UserError
 from extract.config import EncoderSettings, ExtractSettings, FitSettings, Settings
-from train.config import EvaluateSettings, JointSettings, ModelSettings, SelfMaskSettings, TrainSettings
+from train.config import (
+    ComparedSettings,
+    EvaluateSettings,
+    JointSettings,
+    ModelSettings,
+    SelfMaskSettings,
+    TrainSettings,
+)
 
 SECTIONS: dict[str, type[Settings]] = {
     "fit": FitSettings,
     "extract": ExtractSettings,
     "model": ModelSettings,
     "selfmask": SelfMaskSettings,
+    "compared": ComparedSettings,
     "train": TrainSettings,
     "joint": JointSettings,
     "evaluate": EvaluateSettings,
 }
-PRESET_SECTIONS = ("model", "selfmask", "train", "joint")
+PRESET_SECTIONS = ("model", "selfmask", "compared", "train", "joint")
 Overrides = dict[str, dict[str, Any]]
 
 
@@ -59,6 +67,7 @@ class Params(Settings):
     extract: ExtractSettings
     model: ModelSettings
     selfmask: SelfMaskSettings
+    compared: ComparedSettings
     train: TrainSettings
     joint: JointSettings
     evaluate: EvaluateSettings
@@ -101,6 +110,11 @@ class Params(Settings):
     def reports(self) -> Path:
         """Folder of reports."""
         return Path("reports") / self.dataset.name
+
+    def method_settings(self, method: str) -> Settings | None:
+        """Own settings of a method, None if it has none."""
+        own: Settings | None = self.selfmask if method == "selfmask" else getattr(self.compared, method, None)
+        return own
 
     def encoder_folder(self, modality: str) -> Path:
         """Folder of a fitted encoder."""

@@ -16,13 +16,13 @@ from safetensors.torch import load, save
 
 from cache.errors import UserError
 from cache.publish import write_bytes, write_json
-from train.config import MethodName, ModelSettings, SelfMaskSettings
+from train.config import MethodName, ModelSettings
 from train.methods.base import Method, ModelSpec
-from train.methods.registry import build_method
+from train.methods.registry import build_method, read_options
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-REQUIRED = {"method", "spec", "model", "selfmask"}
+REQUIRED = {"method", "spec", "model", "options"}
 ADDED = {"schema_version", "weights_sha256"}
 OPTIONAL = {
     "stage",
@@ -44,7 +44,7 @@ def save_checkpoint(folder: Path, method: Method, config: dict[str, Any]) -> Non
     Args:
         folder: created when absent; other files in it are kept.
         method: the trained method.
-        config: JSON with `method`, `spec`, `model`, `selfmask`, and any of the optional keys.
+        config: JSON with `method`, `spec`, `model`, `options`, and any of the optional keys.
 
     Raises:
         UserError: an unknown key or a missing one.
@@ -104,10 +104,10 @@ def _build(config: dict[str, Any], folder: Path) -> Method:
     try:
         spec = ModelSpec.model_validate(config["spec"])
         model = ModelSettings.model_validate(config["model"])
-        selfmask = SelfMaskSettings.model_validate(config["selfmask"])
+        options = read_options(config["method"], config["options"])
     except ValidationError as error:
         raise UserError(f"{folder / CONFIG} does not fit this version: {error}") from error
-    return build_method(config["method"], spec, model, selfmask)
+    return build_method(config["method"], spec, model, options)
 
 
 def _read(path: Path) -> bytes:

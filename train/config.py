@@ -63,6 +63,10 @@ class SelfMaskSettings(Settings):
     """Weight of KL(incomplete prediction || the model's own prediction on everything the sample has)."""
 
 
+class ComparedSettings(Settings):
+    """Own settings of the compared methods, one section a method that has any."""
+
+
 class TrainSettings(Settings):
     """Loop of stage two, the same for every method."""
 

@@ -18,11 +18,12 @@ from cache.bank import TokenBank, TokenBatch
 from cache.errors import UserError
 from cache.publish import fingerprint, write_json
 from cache.store import TokenStore
+from extract.config import Settings
 from extract.samples import ModalitySpec, SamplesTable
 from extract.task import LabelSpec
 from extract.training import LoopSettings, run_epochs
 from train.checkpoint import CONFIG, load_checkpoint, read_config, save_checkpoint
-from train.config import MethodName, ModelSettings, SelfMaskSettings, TrainSettings
+from train.config import MethodName, ModelSettings, TrainSettings
 from train.methods.base import Method, ModelSpec
 from train.methods.registry import build_method, model_spec
 from train.scoring import move, predict_bank, selection_metrics
@@ -69,7 +70,7 @@ def train_method(
     banks: Mapping[str, TokenBank],
     label: LabelSpec,
     model: ModelSettings,
-    selfmask: SelfMaskSettings,
+    options: Settings | None,
     train: TrainSettings,
     out: Path,
     token_keys: Mapping[str, Any],
@@ -86,7 +87,7 @@ def train_method(
         banks: `train` and `valid` are used.
         label: what is predicted.
         model: sizes.
-        selfmask: read by `selfmask` only.
+        options: the method's own settings, None if it has none.
         train: the loop.
         out: checkpoint folder; holds `state.pt` for resuming, too.
         token_keys: what `token_keys` returns, stored and part of the fingerprint.
@@ -106,7 +107,7 @@ def train_method(
         "seed": seed,
         "spec": spec.model_dump(mode="json"),
         "model": model.model_dump(mode="json"),
-        "selfmask": selfmask.model_dump(mode="json"),
+        "options": options.model_dump(mode="json") if options else {},
         "train": train.model_dump(mode="json"),
         "tokens": dict(token_keys),
         "encoders": {m: _relative(Path(folder)) for m, folder in folders.items()},
@@ -114,12 +115,12 @@ def train_method(
     }
     config["fingerprint"] = _fingerprint(config, banks, ids)
     done = _finished(out, config["fingerprint"])
-    return done or _run(_fresh(name, seed, spec, model, selfmask), banks, ids["valid"], train, config, out)
+    return done or _run(_fresh(name, seed, spec, model, options), banks, ids["valid"], train, config, out)
 
 
-def _fresh(name: MethodName, seed: int, spec: ModelSpec, model: ModelSettings, selfmask: SelfMaskSettings) -> Method:
+def _fresh(name: MethodName, seed: int, spec: ModelSpec, model: ModelSettings, options: Settings | None) -> Method:
     torch.manual_seed(seed)
-    return build_method(name, spec, model, selfmask).to("cuda" if torch.cuda.is_available() else "cpu")
+    return build_method(name, spec, model, options).to("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def _run(

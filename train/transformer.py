@@ -30,7 +30,7 @@ class TokenTransformer(nn.Module):
         )
         # On the residuals alone: keeps the fused attention kernel, and on a CPU random numbers cost more than products.
         layer.self_attn.dropout = 0.0
-        layer.dropout = nn.Identity()
+        layer.dropout.p = 0.0
         self.layers = nn.TransformerEncoder(layer, layers, norm=nn.LayerNorm(model.width), enable_nested_tensor=False)
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ JOINT = "joint"
 
 
 def train(
-    method: Annotated[str, typer.Argument(help="selfmask, modality_dropout, zero_fill or random_fill.")],
+    method: Annotated[str, typer.Argument(help="One of the methods that `train.methods` in params.yaml may list.")],
     seed: Seed = 0,
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
@@ -37,7 +37,7 @@ def train(
         load_banks(table, chosen.tokens, modalities=names, splits=("train", "valid")),
         table.info.label,
         chosen.model,
-        chosen.selfmask,
+        chosen.method_settings(method),
         # Which other methods are compared says nothing about this one: adding one must not train the rest again.
         chosen.train.model_copy(update={"methods": (method,)}),
         out,

@@ -20,7 +20,7 @@ def saved(make_bank, settings, binary, tmp_path):
         "method": "selfmask",
         "spec": spec.model_dump(mode="json"),
         "model": settings.model_settings.model_dump(mode="json"),
-        "selfmask": settings.selfmask.model_dump(mode="json"),
+        "options": settings.selfmask.model_dump(mode="json"),
         "seed": 3,
     }
     save_checkpoint(tmp_path / "model", method, config)

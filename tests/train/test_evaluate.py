@@ -114,7 +114,7 @@ def evaluated(make_bank, settings, binary, tmp_path_factory):
         folders[name] = [root / name / f"seed{seed}" for seed in (0, 1)]
         for seed, folder in enumerate(folders[name]):
             method = build_method(name, spec, settings.model_settings, settings.selfmask)
-            parts = {"spec": spec, "model": settings.model_settings, "selfmask": settings.selfmask}
+            parts = {"spec": spec, "model": settings.model_settings, "options": settings.selfmask}
             config = {"method": name, "seed": seed, **{k: v.model_dump(mode="json") for k, v in parts.items()}}
             save_checkpoint(folder, method, config)
     table = SimpleNamespace(ids=lambda split: [f"t{i}" for i in range(40)], info=SimpleNamespace(label=binary))

@@ -72,7 +72,7 @@ def project(tmp_path_factory, settings, binary):
         "method": "selfmask",
         "spec": spec.model_dump(mode="json"),
         "model": settings.model_settings.model_dump(mode="json"),
-        "selfmask": settings.selfmask.model_dump(mode="json"),
+        "options": settings.selfmask.model_dump(mode="json"),
         "encoders": {m: f"encoders/{m}" for m in lengths},
         "modalities": [m.model_dump(mode="json") for m in MODALITIES],
     }

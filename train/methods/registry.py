@@ -1,27 +1,46 @@
 """Methods by name, and the specification that a token bank of the training split gives them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from cache.bank import TokenBank
+from extract.config import Settings
 from extract.task import LabelSpec
 from train.config import MethodName, ModelSettings, SelfMaskSettings
 from train.methods.base import Method, ModelSpec
 from train.methods.baselines import ModalityDropout, RandomFill, ZeroFill
 from train.methods.selfmask import SelfMask
 
-METHODS: dict[MethodName, Callable[[ModelSpec, ModelSettings, SelfMaskSettings], Method]] = {
-    "selfmask": SelfMask,
-    "modality_dropout": lambda spec, model, selfmask: ModalityDropout(spec, model),
-    "zero_fill": lambda spec, model, selfmask: ZeroFill(spec, model),
-    "random_fill": lambda spec, model, selfmask: RandomFill(spec, model),
+
+@dataclass(frozen=True)
+class Entry:
+    """A method's class, called with (spec, model settings[, own settings]), and the type of its own settings."""
+
+    build: Callable[..., Method]
+    settings: type[Settings] | None = None
+
+
+METHODS: dict[MethodName, Entry] = {
+    "selfmask": Entry(SelfMask, SelfMaskSettings),
+    "modality_dropout": Entry(ModalityDropout),
+    "zero_fill": Entry(ZeroFill),
+    "random_fill": Entry(RandomFill),
 }
 
 
-def build_method(name: MethodName, spec: ModelSpec, model: ModelSettings, selfmask: SelfMaskSettings) -> Method:
-    """Build a method with fresh weights from the global random state."""
-    return METHODS[name](spec, model, selfmask)
+def build_method(name: MethodName, spec: ModelSpec, model: ModelSettings, options: Settings | None) -> Method:
+    """Build a method with fresh weights from the global random state; `options` are its own settings, if it has any."""
+    entry = METHODS[name]
+    return entry.build(spec, model) if entry.settings is None else entry.build(spec, model, options)
+
+
+def read_options(name: MethodName, stored: dict[str, Any]) -> Settings | None:
+    """Validate a method's own settings as a checkpoint stores them; None for a method without."""
+    kind = METHODS[name].settings
+    return None if kind is None else kind.model_validate(stored)
 
 
 def model_spec(bank: TokenBank, label: LabelSpec, model: ModelSettings) -> ModelSpec:
