@@ -103,6 +103,8 @@ class FitSettings(Settings):
     max_epochs: PositiveInt
     patience_epochs: PositiveInt
     learning_rate: Annotated[float, Field(gt=0)]
+    schedule: Literal["constant", "cosine"]
+    """Learning rate over the epochs; `cosine` falls to zero at `max_epochs`."""
     head_learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     clip_norm: Annotated[float, Field(gt=0)]

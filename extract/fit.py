@@ -140,7 +140,7 @@ def _train(
         batches=batches,
         step=step,
         validate=validate,
-        settings=LoopSettings(max_epochs, fit.patience_epochs, fit.clip_norm, seed),
+        settings=LoopSettings(max_epochs, fit.patience_epochs, fit.clip_norm, seed, fit.schedule),
         folder=folder,
         fingerprint=identity,
         describe=f"fit {modality}",

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -32,6 +32,12 @@ class LoopSettings:
     """Epochs without a better monitor before the run stops."""
     clip_norm: float
     seed: int
+    schedule: Literal["constant", "cosine"] = "constant"
+    """Learning rate over the epochs; `cosine` falls to zero at `max_epochs`."""
+
+    def rate(self, epoch: int) -> float:
+        """Return the learning rate of an epoch as a share of the first one."""
+        return 1.0 if self.schedule == "constant" else (1 + math.cos(math.pi * epoch / self.max_epochs)) / 2
 
 
 @dataclass(frozen=True)
@@ -113,6 +119,8 @@ def _epoch(
     settings: LoopSettings,
     epoch: int,
 ) -> dict[str, float]:
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * settings.rate(epoch)
     seed = int(digest([settings.seed, epoch])[:15], 16)
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)

@@ -27,6 +27,7 @@ FIT = FitSettings(
     max_epochs=4,
     patience_epochs=4,
     learning_rate=0.02,
+    schedule="constant",
     head_learning_rate=0.02,
     weight_decay=0.01,
     clip_norm=1.0,

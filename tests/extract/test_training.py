@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -32,6 +33,7 @@ def train(
     patience: int = 10,
     monitor: Callable[[nn.Module, int], float] | None = None,
     loss_scale: float = 1.0,
+    schedule: Literal["constant", "cosine"] = "constant",
 ) -> tuple[nn.Module, History]:
     """A small network with dropout, so that the random state matters; `hook(epoch, batch)` may interrupt."""
     torch.manual_seed(0)
@@ -62,7 +64,7 @@ def train(
         batches=batches,
         step=step,
         validate=validate,
-        settings=LoopSettings(max_epochs, patience, 1.0, 3),
+        settings=LoopSettings(max_epochs, patience, 1.0, 3, schedule),
         folder=folder,
         fingerprint=fingerprint,
     )
@@ -75,16 +77,25 @@ def assert_same(one: tuple[nn.Module, History], two: tuple[nn.Module, History]) 
     assert one[1] == two[1]
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
 @pytest.mark.parametrize(("epoch", "batch"), [(0, 2), (2, 0), (3, 3)])
-def test_an_interrupted_run_ends_with_the_same_weights(tmp_path: Path, epoch: int, batch: int) -> None:
+def test_an_interrupted_run_ends_with_the_same_weights(
+    tmp_path: Path, epoch: int, batch: int, schedule: Literal["constant", "cosine"]
+) -> None:
     def interrupt(at_epoch: int, at_batch: int) -> None:
         if (at_epoch, at_batch) == (epoch, batch):
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path / "cut", interrupt)
+        train(tmp_path / "cut", interrupt, schedule=schedule)
     torch.rand(5)  # other use of the global random state must not matter
-    assert_same(train(tmp_path / "cut"), train(tmp_path / "whole"))
+    assert_same(train(tmp_path / "cut", schedule=schedule), train(tmp_path / "whole", schedule=schedule))
+
+
+def test_the_cosine_schedule_starts_at_the_whole_rate_and_falls_towards_zero() -> None:
+    rates = [LoopSettings(4, 4, 1.0, 0, "cosine").rate(epoch) for epoch in range(5)]
+    assert rates == pytest.approx([1.0, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0.0])
+    assert LoopSettings(4, 4, 1.0, 0).rate(3) == 1.0
 
 
 KILLED = """
