@@ -167,6 +167,10 @@ class SamplesTable:
             raise UserError(f"{self.root} has no sample of the given id. Its ids are in samples.parquet, sample_id.")
         return rows.iloc[0]
 
+    def groups(self, sample_ids: Sequence[str]) -> np.ndarray:
+        """Return the group (patient, video) of each sample, [N]; all ids must be in the table."""
+        return self.frame.set_index("sample_id")["group_id"].loc[list(sample_ids)].to_numpy(str)
+
     def ids(self, split: str) -> list[str]:
         """Return the sample ids of a split."""
         return [str(i) for i in self.split(split)["sample_id"]]

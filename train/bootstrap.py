@@ -1,8 +1,9 @@
-"""Paired bootstrap over test samples: intervals for the difference of two methods.
+"""Paired bootstrap over the test split's groups (patients, videos): intervals for the difference of two methods.
 
 A resample is a vector of counts, so that every metric becomes a weighted one and all draws are computed at once:
-sorting once per (method, seed), then sums of products. The same resamples serve both methods. Memory is bounded by
-handling the draws in blocks; time is O(draws x samples) per metric.
+sorting once per (method, seed), then sums of products. Groups are drawn whole, since their samples are not
+independent. The same resamples serve both methods. Memory is bounded by handling the draws in blocks; time is
+O(draws x samples) per metric.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,14 +19,22 @@ BLOCK = 4_000_000
 TINY = 1e-15
 
 
-def resample_counts(samples: int, draws: int, seed: int) -> Iterator[Array]:
-    """Yield blocks of float64 [d, N]: how often each sample is drawn, with replacement, N times."""
-    generator = np.random.default_rng(seed)
-    step = max(1, BLOCK // max(samples, 1))
+def resample_counts(groups: Array, draws: int, seed: int) -> Iterator[Array]:
+    """Yield blocks of float64 [d, N]: how often each sample is drawn when G groups are drawn G times, with replacement.
+
+    Args:
+        groups: group of each sample, [N]; anything that `numpy.unique` sorts.
+        draws: resamples in all.
+        seed: of the draws.
+    """
+    names, member = np.unique(groups, return_inverse=True)
+    generator, count = np.random.default_rng(seed), len(names)
+    step = max(1, BLOCK // max(len(member), 1))
     for start in range(0, draws, step):
         size = min(step, draws - start)
-        drawn = generator.integers(samples, size=(size, samples)) + samples * np.arange(size)[:, None]
-        yield np.bincount(drawn.reshape(-1), minlength=size * samples).reshape(size, samples).astype(np.float64)
+        drawn = generator.integers(count, size=(size, count)) + count * np.arange(size)[:, None]
+        of_group = np.bincount(drawn.reshape(-1), minlength=size * count).reshape(size, count)
+        yield of_group[:, member].astype(np.float64)
 
 
 def weighted_auroc(scores: Array, truth: Array, weights: Array) -> Array:
@@ -72,7 +81,13 @@ def weighted_metrics(probabilities: Array, labels: Array, weights: Array, spec: 
 
 
 def paired_bootstrap(
-    first: Sequence[Array], second: Sequence[Array], labels: Array, spec: LabelSpec, draws: int, seed: int
+    first: Sequence[Array],
+    second: Sequence[Array],
+    labels: Array,
+    spec: LabelSpec,
+    groups: Array,
+    draws: int,
+    seed: int,
 ) -> dict[str, dict[str, Any]]:
     """Return, per metric, first minus second: each the mean of the metric over its training seeds.
 
@@ -81,6 +96,7 @@ def paired_bootstrap(
         second: the same of the other method.
         labels: [N] or [N, L].
         spec: the label.
+        groups: what is resampled, [N]: the samples of one group are drawn together.
         draws: resamples.
         seed: of the resamples.
 
@@ -89,7 +105,7 @@ def paired_bootstrap(
         number of `draws` that define the metric. Metrics that the labels do not define are left out.
     """
     whole = _difference(first, second, labels, np.ones((1, len(labels))), spec)
-    blocks = [_difference(first, second, labels, counts, spec) for counts in resample_counts(len(labels), draws, seed)]
+    blocks = [_difference(first, second, labels, counts, spec) for counts in resample_counts(groups, draws, seed)]
     result = {}
     for name, point in whole.items():
         values = np.concatenate([block[name] for block in blocks])

@@ -75,13 +75,14 @@ def evaluate_checkpoints(
     labels = bank.labels.cpu().numpy()
     protocol = next(s for s in scenarios if s.name == "protocol")
     write_masks(out / "masks.parquet", ids, protocol, bank.modalities, settings.mask_seed)
-    return _write_tables(runs, scenarios, labels, table.info.label, settings, out)
+    return _write_tables(runs, scenarios, labels, table.groups(ids), table.info.label, settings, out)
 
 
 def _write_tables(
     runs: Sequence[Run],
     scenarios: Sequence[Scenario],
     labels: Array,
+    groups: Array,
     label: LabelSpec,
     settings: EvaluateSettings,
     out: Path,
@@ -91,12 +92,14 @@ def _write_tables(
     write_csv(out / "curves.csv", _curves(runs, scored, scenarios))
     write_csv(out / "per_pattern.csv", _patterns(runs, scored, scenarios))
     write_csv(out / "observed_count.csv", _counts(runs, scenarios, labels, label))
-    write_json(out / "comparisons.json", compare(runs, labels, label, settings))
+    write_json(out / "comparisons.json", compare(runs, labels, groups, label, settings))
     write_json(out / "metrics.json", metrics)
     return metrics
 
 
-def compare(runs: Sequence[Run], labels: Array, label: LabelSpec, settings: EvaluateSettings) -> dict[str, Any]:
+def compare(
+    runs: Sequence[Run], labels: Array, groups: Array, label: LabelSpec, settings: EvaluateSettings
+) -> dict[str, Any]:
     """Return other method -> scenario -> metric -> selfmask minus it, with a paired bootstrap interval."""
     predicted: dict[str, list[Run]] = {}
     for run in runs:
@@ -111,6 +114,7 @@ def compare(runs: Sequence[Run], labels: Array, label: LabelSpec, settings: Eval
                 [p[rows] for p in theirs],
                 labels[rows],
                 label,
+                groups[rows],
                 settings.bootstrap_draws,
                 settings.mask_seed,
             )

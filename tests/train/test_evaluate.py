@@ -45,7 +45,7 @@ def example(kind, n=60, seed=0):
 def test_weighted_metrics_equal_metrics_of_repeated_samples(kind):
     p, labels = example(kind)
     labels[3] = np.nan
-    for counts in resample_counts(len(p), 20, seed=1):
+    for counts in resample_counts(np.arange(len(p)), 20, seed=1):
         fast = weighted_metrics(p, labels, counts, SPECS[kind])
         for draw, count in enumerate(counts.astype(int)):
             rows = np.repeat(np.arange(len(p)), count)
@@ -57,9 +57,9 @@ def test_weighted_metrics_equal_metrics_of_repeated_samples(kind):
 def test_bootstrap_agrees_with_a_loop():
     p, labels = example("binary")
     first, second = [p, example("binary", seed=4)[0]], [example("binary", seed=5)[0]]
-    result = paired_bootstrap(first, second, labels, SPECS["binary"], draws=80, seed=2)["auroc"]
+    result = paired_bootstrap(first, second, labels, SPECS["binary"], np.arange(60), draws=80, seed=2)["auroc"]
     differences = []
-    for counts in np.concatenate(list(resample_counts(60, 80, 2))).astype(int):
+    for counts in np.concatenate(list(resample_counts(np.arange(60), 80, 2))).astype(int):
         rows = np.repeat(np.arange(60), counts)
         one = [compute_metrics(q[rows], labels[rows], SPECS["binary"])["auroc"] for q in first]
         two = [compute_metrics(q[rows], labels[rows], SPECS["binary"])["auroc"] for q in second]
@@ -71,18 +71,28 @@ def test_bootstrap_agrees_with_a_loop():
 
 
 def test_resamples_do_not_depend_on_blocks(monkeypatch):
-    whole = np.concatenate(list(resample_counts(30, 10, 0)))
+    whole = np.concatenate(list(resample_counts(np.arange(30), 10, 0)))
     monkeypatch.setattr("train.bootstrap.BLOCK", 90)
-    assert np.array_equal(whole, np.concatenate(list(resample_counts(30, 10, 0))))
+    assert np.array_equal(whole, np.concatenate(list(resample_counts(np.arange(30), 10, 0))))
     assert (whole.sum(1) == 30).all()
+
+
+def test_a_group_is_drawn_whole_or_not_at_all():
+    groups = np.array(["b", "a", "b", "c", "a", "b"])
+    counts = np.concatenate(list(resample_counts(groups, 50, 0)))
+    for name in "abc":
+        own = counts[:, groups == name]
+        assert (own == own[:, :1]).all()
+    assert (counts[:, [1, 0, 3]].sum(1) == 3).all()  # as many groups are drawn as there are
+    assert not (counts.sum(1) == 6).all()
 
 
 def test_bootstrap_of_equal_and_of_better():
     p, labels = example("binary", n=200)
-    same = paired_bootstrap([p], [p], labels, SPECS["binary"], 100, 0)["auroc"]
+    same = paired_bootstrap([p], [p], labels, SPECS["binary"], np.arange(200), 100, 0)["auroc"]
     assert (same["difference"], same["low"], same["high"], same["p"]) == (0, 0, 0, 1)
     good = np.clip(labels[:, None] * 0.8 + 0.1, 0, 1)
-    better = paired_bootstrap([good], [p], labels, SPECS["binary"], 100, 0)["auroc"]
+    better = paired_bootstrap([good], [p], labels, SPECS["binary"], np.arange(200), 100, 0)["auroc"]
     assert better["low"] > 0.3
     assert better["p"] < 0.03
 
@@ -117,7 +127,9 @@ def evaluated(make_bank, settings, binary, tmp_path_factory):
             parts = {"spec": spec, "model": settings.model_settings, "options": settings.selfmask}
             config = {"method": name, "seed": seed, **{k: v.model_dump(mode="json") for k, v in parts.items()}}
             save_checkpoint(folder, method, config)
-    table = SimpleNamespace(ids=lambda split: [f"t{i}" for i in range(40)], info=SimpleNamespace(label=binary))
+    table = SimpleNamespace(
+        ids=lambda split: [f"t{i}" for i in range(40)], groups=np.asarray, info=SimpleNamespace(label=binary)
+    )
     metrics = evaluate_checkpoints(folders, bank, table, SETTINGS, root / "out")
     return root / "out", metrics, bank, folders, table
 
