@@ -8,6 +8,7 @@ SHA-256 of the document when it is written and when it is read.
 import json
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,21 @@ def read_sealed(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
 
 
 def read_entries(store: Path, cache_digest: str) -> list[dict[str, Any]]:
-    """Return the manifest entries, ordered by part id.
+    """Return the manifest entries, ordered by part id: those of one instant.
+
+    A folder's listing is not: it may miss both a part that `cache.compact` removes and the one that replaces it. So it
+    is listed until nothing has changed since the entries were read.
 
     Raises:
         CorruptCacheError: an entry is damaged, misnamed or belongs to a cache of another key, width or type.
     """
-    return [read_entry(path, cache_digest) for path in entry_paths(store)]
+    found: dict[Path, dict[str, Any]] = {}
+    while (paths := entry_paths(store)) != list(found):
+        known, found = found, {}
+        for path in paths:
+            with suppress(FileNotFoundError):
+                found[path] = known.get(path) or read_entry(path, cache_digest)
+    return list(found.values())
 
 
 def entry_paths(store: Path) -> list[Path]:

@@ -110,3 +110,23 @@ def test_diff_says_same_different_and_error(project: Path, run_line: Any) -> Non
     code, out, err = run_line("cache", "diff", first, project / "none.zarr")
     assert (code, out) == (2, "")
     assert "none.zarr" in err
+
+
+def test_merge_prints_what_it_wrote(project: Path, run_line: Any) -> None:
+    first, second = project / "tokens/m.zarr", project / "more.zarr"
+    fill(second, ["s10", "s11"])
+    code, out, _ = run_line("cache", "merge", first, second, "--into", project / "c.zarr", "--json")
+    assert code == 0
+    assert json.loads(out) == {
+        "into": str(project / "c.zarr"),
+        "parts_copied": 2,
+        "samples_copied": 11,
+        "samples_rewritten": 0,
+        "failures": 0,
+        "view": True,
+    }
+    fill(project / "other.zarr", ["s1"], "another")
+    code, out, err = run_line("cache", "merge", first, project / "other.zarr", "--into", project / "d.zarr")
+    assert (code, out) == (2, "")
+    assert "encoder: 'e' and 'another'" in err
+    assert err.count("\n") == 1
