@@ -15,7 +15,7 @@ from typing import Any
 from cache.contents import Identity, batches, current_digests, identities_by_part, stored_samples, token_bytes
 from cache.errors import StaleCacheError, UserError
 from cache.linking import copy_part
-from cache.manifest import read_failures, read_view
+from cache.manifest import read_failures, read_view, write_failure_records
 from cache.store import TokenStore
 
 
@@ -166,11 +166,5 @@ def _carry_failures(sources: Sequence[TokenStore], target: TokenStore, refused: 
         for identity, reason in read_failures(store.path).items():
             if identity not in done and identity[0] not in refused[store.path]:
                 new.setdefault(identity, reason)
-    while new:  # one record per id: those of further raw inputs go to files of their own
-        batch: dict[str, tuple[str, str]] = {}
-        for (sample_id, digest), reason in list(new.items()):
-            if sample_id not in batch:
-                batch[sample_id] = (digest, reason)
-                del new[sample_id, digest]
-        target.record_failures(batch)
-    return len(read_failures(target.path).keys() - done)
+    write_failure_records(target.path, new)
+    return len(new)

@@ -226,6 +226,8 @@ class TokenStore:
         for path in entry_paths(self.path):
             try:
                 entry = read_entry(path, self.identity)
+            except FileNotFoundError:  # compacted since it was listed
+                continue
             except CorruptCacheError as error:
                 problems += [] if str(error) in problems else [str(error)]
                 continue

@@ -51,6 +51,9 @@ app.command()(stage_two.evaluate)
 app.command()(stage_two.report)
 app.command()(stage_two.predict)
 caches.app.command()(cache_changes.merge)
+caches.app.command()(cache_changes.compact)
+caches.app.command("import")(cache_changes.import_)
+caches.app.command()(cache_changes.export)
 app.add_typer(caches.app, name="cache")
 
 

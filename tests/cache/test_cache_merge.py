@@ -14,6 +14,7 @@ from cache.linking import link_file
 from cache.merge import merge
 from cache.store import SampleTokens, TokenStore
 
+pytestmark = pytest.mark.usefixtures("no_fsync")
 Fill = Callable[..., TokenStore]
 
 

@@ -130,3 +130,16 @@ def test_merge_prints_what_it_wrote(project: Path, run_line: Any) -> None:
     assert (code, out) == (2, "")
     assert "encoder: 'e' and 'another'" in err
     assert err.count("\n") == 1
+
+
+def test_compact_prints_what_is_freed(project: Path, run_line: Any) -> None:
+    path = project / "tokens/m.zarr"
+    fill(path, ["s20"], complete=False)
+    code, out, _ = run_line("cache", "compact", path, "--drop-dead")
+    assert code == 0
+    assert "1 dead ones younger than a day kept" in out
+    code, out, _ = run_line("cache", "compact", path, "--drop-dead", "--now", "--json")
+    report = json.loads(out)
+    assert (code, report["dropped"], report["parts_after"]) == (0, 1, 1)
+    assert report["bytes_freed"] == report["bytes_replaced"] - report["bytes_written"]
+    assert run_line("cache", "verify", path)[0] == 0
