@@ -1,6 +1,6 @@
 """Reading a pickle without running it: numbers, strings, containers and NumPy arrays of them, nothing else.
 
-A pickle is a program that names functions to call. Here it gets stand-ins for the five that NumPy's own pickles name,
+A pickle is a program that names functions to call. Here it gets stand-ins for the few that NumPy's own pickles name,
 and an error for every other. The stand-ins build arrays from checked bytes in Python, so that no state of a
 stranger reaches NumPy's C code. A pickle is read whole: memory is that of the file, twice.
 """
@@ -15,7 +15,17 @@ import numpy as np
 from cache.errors import UserError
 
 KINDS = "biufSU"
-DAMAGE = (pickle.UnpicklingError, EOFError, ValueError, TypeError, KeyError, IndexError, AttributeError, ArithmeticError, MemoryError)
+DAMAGE = (
+    pickle.UnpicklingError,
+    EOFError,
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    AttributeError,
+    ArithmeticError,
+    MemoryError,
+)
 """What Python's unpickler raises on damaged input."""
 
 
@@ -105,10 +115,16 @@ def _latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+def _no_bytes() -> bytes:
+    """Return empty bytes, which old protocols write as a call."""
+    return b""
+
+
 _STANDINS: dict[tuple[str, str], Any] = {
     ("numpy", "dtype"): _DType,
     ("numpy", "ndarray"): _Array,
     ("_codecs", "encode"): _latin1,
+    ("__builtin__", "bytes"): _no_bytes,
     **{(f"numpy.{core}.multiarray", "_reconstruct"): _reconstruct for core in ("core", "_core")},
     **{(f"numpy.{core}.multiarray", "scalar"): _scalar for core in ("core", "_core")},
     **{(f"numpy.{core}.numeric", "_frombuffer"): _frombuffer for core in ("core", "_core")},

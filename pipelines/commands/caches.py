@@ -64,6 +64,21 @@ def diff(
         raise typer.Exit(1)
 
 
+@app.command()
+def plot(
+    path: CachePath,
+    out: Annotated[Path, typer.Option("--out", help="PNG file to write.")],
+    samples: SamplesPath = None,
+    as_json: AsJson = False,
+) -> None:
+    """Draw norms, lengths, and the samples' mean tokens by label."""
+    from cache.store import TokenStore
+    from pipelines.cache_plot import plot_cache
+
+    count = plot_cache(TokenStore.open(path), samples_beside(path, samples), out)
+    show({"out": str(out), "samples": count}, as_json, f"wrote {out}: {count} samples")
+
+
 def samples_beside(path: Path, samples: Path | None) -> "SamplesTable | None":
     """Return the given samples table, or data/<set>/samples for data/<set>/tokens/<modality>.zarr if it is there."""
     from extract.samples import SamplesTable

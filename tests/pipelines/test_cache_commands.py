@@ -143,3 +143,23 @@ def test_compact_prints_what_is_freed(project: Path, run_line: Any) -> None:
     assert (code, report["dropped"], report["parts_after"]) == (0, 1, 1)
     assert report["bytes_freed"] == report["bytes_replaced"] - report["bytes_written"]
     assert run_line("cache", "verify", path)[0] == 0
+
+
+def test_import_export_and_plot_print_what_they_wrote(project: Path, run_line: Any) -> None:
+    params = ("--params", Path(__file__).parents[2] / "params.yaml")
+    np.savez(project / "x.npz", s1=np.ones((2, 3)), s2=np.full((1, 3), np.nan))
+    into = project / "tokens/imported.zarr"
+    words = ("cache", "import", project / "x.npz", "--format", "npz", "--into", into, "--encoder", "mine", *params)
+    code, out, err = run_line(*words)
+    assert code == 0, err
+    assert "1 samples added, 1 in all; 1 failed: holds NaN" in out
+    code, out, _ = run_line(*words, "--json")
+    assert json.loads(out)["added"] == 0
+    code, out, _ = run_line("cache", "export", into, "--format", "parquet", "--out", project / "x.parquet", "--json")
+    assert (code, json.loads(out)["samples"]) == (0, 1)
+    code, out, _ = run_line("cache", "plot", project / "tokens/m.zarr", "--out", project / "p.png")
+    assert (code, out) == (0, f"wrote {project / 'p.png'}: 9 samples\n")
+    assert (project / "p.png").read_bytes().startswith(b"\x89PNG")
+    code, out, err = run_line(*words[:4], "csv", *words[5:])
+    assert (code, out) == (2, "")
+    assert err.startswith("error: --format 'csv'")
