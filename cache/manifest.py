@@ -7,7 +7,8 @@ SHA-256 of the document when it is written and when it is read.
 
 import json
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,27 @@ def read_sealed(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
 
 
 def read_entries(store: Path, cache_digest: str) -> list[dict[str, Any]]:
-    """Return the manifest entries, ordered by part id.
+    """Return the manifest entries, ordered by part id: those of one instant.
 
     Raises:
         CorruptCacheError: an entry is damaged, misnamed or belongs to a cache of another key, width or type.
     """
-    return [read_entry(path, cache_digest) for path in entry_paths(store)]
+    return _read_all(lambda: entry_paths(store), lambda path: read_entry(path, cache_digest))
+
+
+def _read_all(listing: Callable[[], list[Path]], read: Callable[[Path], dict[str, Any]]) -> list[dict[str, Any]]:
+    """Read every document that a listing names.
+
+    A folder's listing may miss both a file that `cache.compact` removes and the one that replaces it. So it is listed
+    until nothing has changed since the documents were read.
+    """
+    found: dict[Path, dict[str, Any]] = {}
+    while (paths := listing()) != list(found):
+        known, found = found, {}
+        for path in paths:
+            with suppress(FileNotFoundError):
+                found[path] = known.get(path) or read(path)
+    return list(found.values())
 
 
 def entry_paths(store: Path) -> list[Path]:
@@ -94,14 +110,29 @@ def write_view(store: Path, samples: Mapping[str, str]) -> None:
 
 def write_failures(store: Path, failures: Mapping[str, tuple[str, str]]) -> None:
     """Publish failures, id to (digest, reason), in a file of their own: writers at the same time lose nothing."""
-    records = [{"id": i, "digest": digest, "reason": reason} for i, (digest, reason) in sorted(failures.items())]
-    write_sealed(store / "failures" / f"{uuid.uuid4().hex}.json", {"records": records})
+    write_failure_records(store, {(i, digest): reason for i, (digest, reason) in failures.items()})
 
 
-def read_failures(store: Path) -> dict[tuple[str, str], str]:
-    """Return the reason of every recorded (id, digest); of duplicates the first by file name."""
+def write_failure_records(store: Path, failures: Mapping[tuple[str, str], str]) -> None:
+    """Publish the reason of every failed (id, digest) in a file of their own."""
+    records = [{"id": i, "digest": digest, "reason": reason} for (i, digest), reason in sorted(failures.items())]
+    if records:
+        write_sealed(store / "failures" / f"{uuid.uuid4().hex}.json", {"records": records})
+
+
+def failure_paths(store: Path) -> list[Path]:
+    """Return the paths of the files of failures, in ascending order."""
+    return sorted((store / "failures").glob("*.json"))
+
+
+def read_failures(store: Path, paths: list[Path] | None = None) -> dict[tuple[str, str], str]:
+    """Return the reason of every recorded (id, digest), of duplicates the first by file name; or of some files only."""
+    if paths is None:
+        documents = _read_all(lambda: failure_paths(store), read_sealed)
+    else:
+        documents = [read_sealed(path) for path in paths]
     found: dict[tuple[str, str], str] = {}
-    for path in sorted((store / "failures").glob("*.json")):
-        for record in read_sealed(path)["records"]:
+    for document in documents:
+        for record in document["records"]:
             found.setdefault((record["id"], record["digest"]), record["reason"])
     return found

@@ -14,6 +14,7 @@ import numpy as np
 
 from cache.errors import CorruptCacheError, StaleCacheError, UserError
 from cache.key import CacheKey
+from cache.lock import publishing
 from cache.manifest import (
     PART_REMEDY,
     entry_paths,
@@ -145,10 +146,11 @@ class TokenStore:
         Raises:
             UserError: a sample has neither tokens nor a recorded failure.
         """
-        absent = self.missing_from(wanted)
-        if absent:
-            raise UserError(f"{self.path}: {len(absent)} samples are not extracted yet. Run `selfmask extract`.")
-        write_view(self.path, wanted)
+        with publishing(self.path):  # or compact could drop a sample between the check and the view
+            absent = self.missing_from(wanted)
+            if absent:
+                raise UserError(f"{self.path}: {len(absent)} samples are not extracted yet. Run `selfmask extract`.")
+            write_view(self.path, wanted)
 
     def view(self) -> dict[str, str]:
         """Return id to digest of the complete extraction.
@@ -224,6 +226,8 @@ class TokenStore:
         for path in entry_paths(self.path):
             try:
                 entry = read_entry(path, self.identity)
+            except FileNotFoundError:  # compacted since it was listed
+                continue
             except CorruptCacheError as error:
                 problems += [] if str(error) in problems else [str(error)]
                 continue

@@ -59,6 +59,8 @@ def document_problems(store: Path, root: dict[str, Any]) -> list[str]:
 def _sealed_problems(path: Path, remedy: str) -> list[str]:
     try:
         content = read_sealed(path, remedy)
+    except FileNotFoundError:  # compacted since it was listed
+        return []
     except CorruptCacheError as error:
         return [str(error)]
     # Some flipped bits leave the meaning as it was (`\u00e9`, `\u00E9`), but not the file.

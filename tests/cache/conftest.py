@@ -1,5 +1,6 @@
 """Small keys, samples and stores for the tests of the cache."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -63,3 +64,9 @@ def filled(store: TokenStore, make_samples: Callable[..., list[SampleTokens]]) -
     store.record_failures({"f": ("digest-f", "überlang")})
     store.publish_view({i: f"digest-{i}" for i in ("a", "b", "é", "c", "d", "f")})
     return store
+
+
+@pytest.fixture
+def no_fsync(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that no power failure can reach: a slow disk makes them ten times slower."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)

@@ -1,0 +1,109 @@
+"""Every sample that a cache stores, whether or not its extraction is complete.
+
+`TokenStore.read` serves the samples of the view; comparing, merging and rewriting caches must also see those of an
+extraction that is still under way. Samples come in the order of parts and rows, so disks read forwards, and in batches
+of bounded size, so memory is that of one batch.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from cache.errors import CorruptCacheError
+from cache.manifest import read_failures, read_view
+from cache.parts import PartArrays, SampleTokens, from_stored, read_identities
+from cache.store import Place, TokenStore
+from cache.verify import part_problems
+
+Identity = tuple[str, str]
+"""(sample id, digest of the raw input)."""
+PART_BYTES = 128 * 2**20
+"""Tokens of a part in bytes, as stored: big enough for full speed, small enough to send alone."""
+
+
+def identities_by_part(store: TokenStore) -> dict[str, list[Identity]]:
+    """Return the identity of every row of every part, by part id in ascending order."""
+    return {entry["part"]: read_identities(store.path, entry) for entry in store.entries()}
+
+
+def current(store: TokenStore) -> dict[Identity, Place]:
+    """Return where what a reader of the cache gets lies: of the view, or all that is stored before there is one."""
+    view, places = read_view(store.path), store.places()
+    if view is None:
+        return places
+    return {identity: place for identity, place in places.items() if view.get(identity[0]) == identity[1]}
+
+
+def current_digests(store: TokenStore) -> dict[str, set[str]]:
+    """Return id to digests, failed samples too: the view's one, or all that are stored of an id outside the view."""
+    view = read_view(store.path) or {}
+    found = {sample_id: {digest} for sample_id, digest in view.items()}
+    for sample_id, digest in store.places().keys() | read_failures(store.path).keys():
+        if sample_id not in view:
+            found.setdefault(sample_id, set()).add(digest)
+    return found
+
+
+def row_tokens(store: TokenStore, part: PartArrays, row: int) -> np.ndarray:
+    """Return the tokens of one row of a part as a reader gets them; float32 [T, width]."""
+    own = slice(int(part.offsets[row]), int(part.offsets[row + 1]))
+    return from_stored(np.asarray(part.tokens[own]), store.dtype)
+
+
+def stored_samples(
+    store: TokenStore, rows: Mapping[str, Sequence[int]], checked: bool = False
+) -> Iterator[SampleTokens]:
+    """Yield rows, by part id, with float32 tokens [T, width].
+
+    Args:
+        store: cache.
+        rows: which rows of which parts.
+        checked: read every checksum of a part first, for those who write its tokens again under a new checksum.
+
+    Raises:
+        CorruptCacheError: a file is absent or damaged.
+    """
+    for entry in store.entries():
+        if not rows.get(entry["part"]):
+            continue
+        if checked:
+            for problem in part_problems(store.path, entry):
+                raise CorruptCacheError(problem)
+        identities, part = read_identities(store.path, entry), store.read_part(entry)
+        for row in rows[entry["part"]]:
+            own = slice(int(part.offsets[row]), int(part.offsets[row + 1]))
+            yield SampleTokens(*identities[row], row_tokens(store, part, row), part.maskable[own])
+
+
+def rows_by_part(places: Iterable[Place]) -> dict[str, list[int]]:
+    """Return the rows to read of each part, in ascending order."""
+    found: dict[str, list[int]] = {}
+    for place in sorted(places, key=lambda place: (place.part, place.row)):
+        found.setdefault(place.part, []).append(place.row)
+    return found
+
+
+def batches(samples: Iterable[SampleTokens], token_bytes: int, most: int = PART_BYTES) -> Iterator[list[SampleTokens]]:
+    """Group samples so that a batch holds `most` bytes when stored, or one sample that is larger.
+
+    Args:
+        samples: in the order wanted.
+        token_bytes: stored bytes per token.
+        most: bytes of a batch.
+    """
+    batch: list[SampleTokens] = []
+    size = 0
+    for sample in samples:
+        own = len(sample.tokens) * token_bytes
+        if batch and size + own > most:
+            yield batch
+            batch, size = [], 0
+        batch.append(sample)
+        size += own
+    if batch:
+        yield batch
+
+
+def token_bytes(store: TokenStore) -> int:
+    """Return the stored bytes of one token."""
+    return store.width * (4 if store.dtype == "float32" else 2)

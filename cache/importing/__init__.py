@@ -1,0 +1,1 @@
+"""Token features made elsewhere, into a token cache: one reader per file format, one writer."""
