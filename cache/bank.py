@@ -65,11 +65,21 @@ class TokenBank:
             CorruptCacheError: tokens that a view promises are gone.
         """
         known = check_samples(stores, sample_ids, labels)
-        rows, pin = np.arange(len(sample_ids)), torch.device(device).type == "cuda"
-        flats = {}
-        for name, store in stores.items():  # one after the other: pinned memory is released once it is copied
-            flats[name] = StoredSamples.locate(store, sample_ids).read(rows, pin=pin).to(device)
-        return cls(flats, known, device, buckets)
+        return cls.read({m: StoredSamples.locate(s, sample_ids) for m, s in stores.items()}, known, device, buckets)
+
+    @classmethod
+    def read(
+        cls,
+        located: Mapping[str, StoredSamples],
+        labels: Tensor | None,
+        device: torch.device | str = "cpu",
+        buckets: Sequence[int] = (),
+    ) -> "TokenBank":
+        """Load samples that are located already; arguments and errors as of `load`."""
+        pin, flats = torch.device(device).type == "cuda", {}
+        for name, own in located.items():  # one after the other: pinned memory is released once it is copied
+            flats[name] = own.read(np.arange(len(own.length)), pin=pin).to(device)
+        return cls(flats, labels, device, buckets)
 
     @classmethod
     def of(

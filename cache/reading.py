@@ -74,9 +74,14 @@ class StoredSamples:
         return found
 
     @property
+    def row_bytes(self) -> int:
+        """Bytes of one token."""
+        return self.store.width * stored_dtype(self.store.dtype).itemsize
+
+    @property
     def token_bytes(self) -> Array:
         """Bytes of each sample's tokens in memory; int64 [N]."""
-        return self.length * self.store.width * stored_dtype(self.store.dtype).itemsize
+        return self.length * self.row_bytes
 
     def storage_rank(self) -> Array:
         """Return each sample's rank in storage, int64 [N]; N where it has no tokens.
@@ -128,11 +133,10 @@ class StoredSamples:
         )
 
     def _buffer(self, tokens: int, storage: Array | None, pin: bool) -> _Buffer:
-        dtype, width = stored_dtype(self.store.dtype), self.store.width
-        needed = (tokens + 1) * width * dtype.itemsize
+        needed = (tokens + 1) * self.row_bytes
         if storage is None:  # NumPy's own memory comes in huge pages, torch's only when it is pinned
             storage = torch.empty(needed, dtype=torch.uint8, pin_memory=True).numpy() if pin else np.empty(needed, "u1")
-        values = storage[:needed].view(dtype).reshape(tokens + 1, width)
+        values = storage[:needed].view(stored_dtype(self.store.dtype)).reshape(tokens + 1, self.store.width)
         values[-1] = 0
         scales = np.ones(tokens + 1, np.float32) if self.store.dtype == "int8" else None
         return _Buffer(values, np.zeros(tokens + 1, bool), scales)
@@ -143,7 +147,7 @@ class StoredSamples:
         apart = (part[1:] != part[:-1]) | (start[1:] != (start + length)[:-1])
         first = np.flatnonzero(np.concatenate([np.ones(min(1, len(own)), bool), apart]))
         counts = np.add.reduceat(length, first) if len(own) else length
-        limit = max(1, READ_BYTES // (self.store.width * stored_dtype(self.store.dtype).itemsize))
+        limit = max(1, READ_BYTES // self.row_bytes)
         return [
             _Run(k, source + done, into + done, min(limit, count - done))
             for k, source, into, count in np.stack([part[first], start[first], target[first], counts], 1).tolist()

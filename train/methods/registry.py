@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from cache.bank import TokenBank
+from cache.streaming import CachedBank
 from extract.task import LabelSpec
 from train.config import MethodName, ModelSettings, SelfMaskSettings
 from train.methods.base import Method, ModelSpec
@@ -24,7 +24,7 @@ def build_method(name: MethodName, spec: ModelSpec, model: ModelSettings, selfma
     return METHODS[name](spec, model, selfmask)
 
 
-def model_spec(bank: TokenBank, label: LabelSpec, model: ModelSettings) -> ModelSpec:
+def model_spec(bank: CachedBank, label: LabelSpec, model: ModelSettings) -> ModelSpec:
     """Read widths and lengths off the bank of the training split.
 
     T^(m) is the median length of the observed training sequences, capped: a fixed number, never the length of
