@@ -1,74 +1,43 @@
-"""The resident form of token caches: minibatches by index arithmetic and one gather per modality.
+"""The resident form of token caches: all tokens in memory, minibatches by one gather per modality.
 
-All tokens of a split lie in one flat tensor per modality, [tokens + 1, width] in the stored type, whose last row is
-zero and serves as padding. A batch is one gather on the device: no Python loop over samples, no workers. Memory is
-that of the stored tokens.
+Parts are read in parallel straight into one buffer per modality (pinned if the target is a GPU), in the stored type.
+Then nothing is read any more: no workers, no Python loop over samples. Memory is that of the stored tokens;
+`cache.streaming` is for those that do not fit.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from cache.errors import UserError
-from cache.parts import SampleTokens, stored_dtype
-from cache.store import Place, TokenStore
+from cache.gather import FlatTokens, TokenBatch, padded_length
+from cache.parts import SampleTokens
+from cache.reading import StoredSamples
+from cache.store import TokenStore
 
-
-@dataclass(frozen=True)
-class TokenBatch:
-    """One minibatch; dicts by modality in the order of `observed`'s columns.
-
-    tokens: float32 [B, T_m, width_m], zero at padding; valid, maskable: bool [B, T_m]; observed: bool [B, M];
-    labels: float32 [B] or [B, L], or None.
-    """
-
-    tokens: dict[str, Tensor]
-    valid: dict[str, Tensor]
-    maskable: dict[str, Tensor]
-    observed: Tensor
-    labels: Tensor | None
-
-    @property
-    def modalities(self) -> tuple[str, ...]:
-        """Names in the order of `observed`'s columns."""
-        return tuple(self.tokens)
-
-    def to(self, device: torch.device | str) -> "TokenBatch":
-        """Return the batch on another device."""
-        tokens, valid, maskable = (
-            {name: value.to(device) for name, value in values.items()}
-            for values in (self.tokens, self.valid, self.maskable)
-        )
-        labels = None if self.labels is None else self.labels.to(device)
-        return TokenBatch(tokens, valid, maskable, self.observed.to(device), labels)
-
-    def with_observed(self, observed: Tensor) -> "TokenBatch":
-        """Return the batch with another observed mask [B, M]."""
-        return replace(self, observed=observed.to(self.observed.device))
-
-
-@dataclass(frozen=True)
-class _Flat:
-    tokens: Tensor  # [tokens + 1, width]
-    maskable: Tensor  # bool [tokens + 1]
-    starts: Tensor  # int64 [N]
-    lengths: Tensor  # int64 [N]
+__all__ = ["TokenBank", "TokenBatch"]
 
 
 class TokenBank:
     """Aligned tokens of N samples over M modalities."""
 
-    def __init__(self, flats: Mapping[str, _Flat], labels: Tensor | None, device: torch.device | str) -> None:
+    def __init__(
+        self,
+        flats: Mapping[str, FlatTokens],
+        labels: Tensor | None,
+        device: torch.device | str,
+        buckets: Sequence[int] = (),
+    ) -> None:
         self.modalities = tuple(flats)
         self.widths = {m: int(flat.tokens.shape[1]) for m, flat in flats.items()}
         self.lengths = {m: flat.lengths.cpu() for m, flat in flats.items()}
         self.observed = torch.stack([flat.lengths > 0 for flat in flats.values()], dim=-1).cpu()
         self.labels = labels
         self.device = torch.device(device)
-        self._flats = dict(flats)
+        self.buckets = tuple(buckets)
+        self._flats = {m: flat.to(device) for m, flat in flats.items()}
 
     @classmethod
     def load(
@@ -77,22 +46,40 @@ class TokenBank:
         sample_ids: Sequence[str],
         labels: np.ndarray | None,
         device: torch.device | str = "cpu",
+        buckets: Sequence[int] = (),
     ) -> "TokenBank":
         """Load the tokens of `sample_ids` from each modality's complete cache.
 
         A sample that a cache's view lacks, or that failed, has observed = False there.
 
+        Args:
+            stores: by modality.
+            sample_ids: N ids, in the order of the bank's rows.
+            labels: float [N] or [N, L], or None.
+            device: where the tokens stay.
+            buckets: lengths that batches are padded to where they fit, for compiled models that want few shapes;
+                by default a batch is padded to its longest sample.
+
         Raises:
             UserError: a cache is incomplete, no cache is given, or the labels are not one a sample.
             CorruptCacheError: tokens that a view promises are gone.
         """
-        if not stores:
-            raise UserError("A token bank needs the cache of at least one modality. Run `selfmask extract`.")
-        if labels is not None and len(labels) != len(sample_ids):
-            raise UserError(f"{len(labels)} labels were given for {len(sample_ids)} samples; there must be one each.")
-        flats = {m: _load_flat(store, sample_ids, device) for m, store in stores.items()}
-        known = None if labels is None else torch.tensor(labels, dtype=torch.float32)
-        return cls(flats, known, device)
+        known = check_samples(stores, sample_ids, labels)
+        return cls.read({m: StoredSamples.locate(s, sample_ids) for m, s in stores.items()}, known, device, buckets)
+
+    @classmethod
+    def read(
+        cls,
+        located: Mapping[str, StoredSamples],
+        labels: Tensor | None,
+        device: torch.device | str = "cpu",
+        buckets: Sequence[int] = (),
+    ) -> "TokenBank":
+        """Load samples that are located already; arguments and errors as of `load`."""
+        pin, flats = torch.device(device).type == "cuda", {}
+        for name, own in located.items():  # one after the other: pinned memory is released once it is copied
+            flats[name] = own.read(np.arange(len(own.length)), pin=pin).to(device)
+        return cls(flats, labels, device, buckets)
 
     @classmethod
     def of(
@@ -103,69 +90,63 @@ class TokenBank:
         device: torch.device | str = "cpu",
     ) -> "TokenBank":
         """Build a bank of float32 tokens that are in memory already; None where a sample lacks a modality."""
-        flats = {m: _flat_of(samples, widths[m], device) for m, samples in sequences.items()}
-        return cls(flats, labels, device)
+        return cls({m: _flat_of(samples, widths[m]) for m, samples in sequences.items()}, labels, device)
 
     def __len__(self) -> int:
         return len(self.observed)
 
     def batch(self, rows: Tensor) -> TokenBatch:
-        """Gather the given samples, int64 [B], padded to the longest of them."""
-        tokens, valid, maskable = {}, {}, {}
-        host_rows, device_rows = rows.cpu(), rows.to(self.device)
-        for name, flat in self._flats.items():
-            lengths = flat.lengths[device_rows]
-            longest = int(self.lengths[name][host_rows].max()) if len(rows) else 0  # on the host: no device sync
-            place = torch.arange(max(1, longest), device=self.device)
-            valid[name] = place[None] < lengths[:, None]
-            index = torch.where(valid[name], flat.starts[device_rows, None] + place, len(flat.tokens) - 1)
-            tokens[name] = flat.tokens[index].float()
-            maskable[name] = flat.maskable[index]
-        labels = None if self.labels is None else self.labels[host_rows].to(self.device)
-        return TokenBatch(tokens, valid, maskable, self.observed[host_rows].to(self.device), labels)
+        """Gather the given samples, int64 [B], padded to the longest of them or to a bucket."""
+        lengths = {m: own[rows.cpu()] for m, own in self.lengths.items()}  # on the host: no device sync
+        labels = None if self.labels is None else self.labels[rows.cpu()].to(self.device)
+        observed = self.observed[rows.cpu()].to(self.device)
+        return padded_batch(self._flats, rows.to(self.device), lengths, observed, labels, self.buckets)
 
 
-def _flat_of(samples: Sequence[SampleTokens | None], width: int, device: torch.device | str) -> _Flat:
+def padded_batch(
+    flats: Mapping[str, FlatTokens],
+    rows: Tensor,
+    lengths: Mapping[str, Tensor],
+    observed: Tensor,
+    labels: Tensor | None,
+    buckets: Sequence[int],
+) -> TokenBatch:
+    """Gather one minibatch.
+
+    Args:
+        flats: tokens by modality.
+        rows: samples of `flats`, int64 [B], on their device.
+        lengths: those of the samples by modality, int64 [B], on the host.
+        observed: bool [B, M].
+        labels: float32 [B] or [B, L], or None.
+        buckets: as of `TokenBank.load`.
+    """
+    tokens, valid, maskable = {}, {}, {}
+    for name, flat in flats.items():
+        longest = int(lengths[name].max()) if len(rows) else 0
+        tokens[name], valid[name], maskable[name] = flat.pad(rows, padded_length(longest, buckets))
+    return TokenBatch(tokens, valid, maskable, observed, labels)
+
+
+def check_samples(
+    stores: Mapping[str, TokenStore], sample_ids: Sequence[str], labels: np.ndarray | None
+) -> Tensor | None:
+    """Return the labels as float32; UserError if there is no store, or not one label a sample."""
+    if not stores:
+        raise UserError("A token bank needs the cache of at least one modality. Run `selfmask extract`.")
+    if labels is not None and len(labels) != len(sample_ids):
+        raise UserError(f"{len(labels)} labels were given for {len(sample_ids)} samples; there must be one each.")
+    return None if labels is None else torch.tensor(labels, dtype=torch.float32)
+
+
+def _flat_of(samples: Sequence[SampleTokens | None], width: int) -> FlatTokens:
     lengths = np.array([0 if sample is None else len(sample.tokens) for sample in samples], np.int64)
     present = [sample for sample in samples if sample is not None]
     tokens = [*(sample.tokens for sample in present), np.zeros((1, width), np.float32)]
     maskable = [*(sample.maskable for sample in present), np.zeros(1, bool)]
-    return _Flat(
-        torch.from_numpy(np.concatenate(tokens)).to(device),
-        torch.from_numpy(np.concatenate(maskable)).to(device),
-        torch.from_numpy(np.cumsum(lengths) - lengths).to(device),
-        torch.from_numpy(lengths).to(device),
+    return FlatTokens(
+        torch.from_numpy(np.concatenate(tokens)),
+        torch.from_numpy(np.concatenate(maskable)),
+        torch.from_numpy(np.cumsum(lengths) - lengths),
+        torch.from_numpy(lengths),
     )
-
-
-def _load_flat(store: TokenStore, sample_ids: Sequence[str], device: torch.device | str) -> _Flat:
-    found = store.locate(sample_ids)
-    starts, lengths = np.zeros(len(found), np.int64), np.zeros(len(found), np.int64)
-    tokens, flags, total = [], [], 0
-    by_part: dict[str, list[tuple[int, Place]]] = {}
-    for row, place in enumerate(found):
-        if place is not None:
-            by_part.setdefault(place.part, []).append((row, place))
-    for entry in store.entries():
-        if entry["part"] not in by_part:
-            continue
-        part = store.read_part(entry)
-        for row, place in sorted(by_part[entry["part"]], key=lambda pair: pair[1].row):
-            start, end = int(part.offsets[place.row]), int(part.offsets[place.row + 1])
-            starts[row], lengths[row] = total, end - start
-            tokens.append(np.asarray(part.tokens[start:end]))  # a view of the mapped file: copied once, below
-            flags.append(part.maskable[start:end])
-            total += end - start
-    return _Flat(
-        _as_tensor([*tokens, np.zeros((1, store.width), stored_dtype(store.dtype))], store.dtype).to(device),
-        torch.from_numpy(np.concatenate([*flags, np.zeros(1, bool)])).to(device),
-        torch.from_numpy(starts).to(device),
-        torch.from_numpy(lengths).to(device),
-    )
-
-
-def _as_tensor(pieces: list[np.ndarray], dtype: str) -> Tensor:
-    flat = np.concatenate(pieces)
-    if dtype == "bfloat16":
-        return torch.from_numpy(flat.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(flat)

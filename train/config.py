@@ -81,6 +81,8 @@ class TrainSettings(Settings):
     """Missingness of the validation split on which the best epoch is chosen; `both` is their mean."""
     precision: Literal["float32", "bfloat16"]
     """Mixed precision on a GPU; the CPU computes in float32."""
+    memory_gb: Annotated[float, Field(gt=0)] | None
+    """Memory for tokens, in 10^9 bytes; larger caches are streamed. null: always resident."""
 
 
 class JointSettings(Settings):

@@ -1,8 +1,9 @@
 """Stage two: train one method on cached tokens, and select its epoch on the validation split.
 
-The tokens stay resident; a batch is a random slice of a permutation drawn from the epoch's generator, so that a run
-that was killed goes on bit for bit. The fingerprint covers everything that determines the weights: a finished stage
-returns at once, a changed one starts anew. The test split is loaded with the others but never read here.
+Tokens that fit the memory stay there, and a batch is a random slice of a permutation drawn from the epoch's generator;
+larger caches are streamed in an order that seed and epoch determine. So a run that was killed goes on bit for bit. The
+fingerprint covers everything that determines the weights: a finished stage returns at once, a changed one starts anew.
+The test split is loaded with the others but never read here.
 """
 
 import hashlib
@@ -14,10 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache.bank import TokenBank, TokenBatch
+from cache.bank import TokenBatch
 from cache.errors import UserError
 from cache.publish import fingerprint, write_json
 from cache.store import TokenStore
+from cache.streaming import CachedBank, StreamingBank, open_banks
 from extract.config import Settings
 from extract.samples import ModalitySpec, SamplesTable
 from extract.task import LabelSpec
@@ -50,10 +52,12 @@ def load_banks(
     device: torch.device | str = "cpu",
     modalities: Sequence[str] | None = None,
     splits: Sequence[str] = SPLITS,
-) -> dict[str, TokenBank]:
-    """Load one bank per split, aligned with `table.ids(split)`."""
+    memory_gb: float | None = None,
+) -> dict[str, CachedBank]:
+    """Open one bank per split, aligned with `table.ids(split)`; streaming if the tokens exceed `memory_gb`."""
     stores = open_stores(table, token_root, modalities)
-    return {split: TokenBank.load(stores, table.ids(split), table.labels(split), device) for split in splits}
+    samples = {split: (table.ids(split), table.labels(split)) for split in splits}
+    return open_banks(stores, samples, device, None if memory_gb is None else int(memory_gb * 1e9))
 
 
 def token_keys(table: SamplesTable, token_root: Path, modalities: Sequence[str] | None = None) -> dict[str, Any]:
@@ -67,7 +71,7 @@ def token_keys(table: SamplesTable, token_root: Path, modalities: Sequence[str] 
 def train_method(
     name: MethodName,
     seed: int,
-    banks: Mapping[str, TokenBank],
+    banks: Mapping[str, CachedBank],
     label: LabelSpec,
     model: ModelSettings,
     options: Settings | None,
@@ -125,7 +129,7 @@ def _fresh(name: MethodName, seed: int, spec: ModelSpec, model: ModelSettings, o
 
 def _run(
     method: Method,
-    banks: Mapping[str, TokenBank],
+    banks: Mapping[str, CachedBank],
     valid_ids: Sequence[str],
     train: TrainSettings,
     config: dict[str, Any],
@@ -139,9 +143,8 @@ def _run(
     mixed = train.precision == "bfloat16" and device.type == "cuda"
 
     def batches(epoch: int, generator: torch.Generator) -> Iterator[TokenBatch]:
-        order = usable[torch.randperm(len(usable), generator=generator)]
-        for rows in order.split(train.batch_size):
-            yield move(bank.batch(rows), device)
+        for batch in _epoch_batches(bank, usable, train.batch_size, config["seed"], epoch, generator):
+            yield move(batch, device)
 
     def step(batch: TokenBatch, generator: torch.Generator) -> dict[str, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
@@ -167,6 +170,15 @@ def _run(
     return read_config(out)
 
 
+def _epoch_batches(
+    bank: CachedBank, usable: Tensor, batch_size: int, seed: int, epoch: int, generator: torch.Generator
+) -> Iterator[TokenBatch]:
+    if isinstance(bank, StreamingBank):
+        return bank.epoch(seed, epoch, batch_size, rows=usable)
+    order = usable[torch.randperm(len(usable), generator=generator)]
+    return (bank.batch(rows) for rows in order.split(batch_size))
+
+
 def _finished(out: Path, wanted: str) -> dict[str, Any] | None:
     if not (out / CONFIG).exists():
         return None
@@ -177,13 +189,14 @@ def _finished(out: Path, wanted: str) -> dict[str, Any] | None:
     return config if config.get("fingerprint") == wanted else None
 
 
-def _fingerprint(config: Mapping[str, Any], banks: Mapping[str, TokenBank], ids: Mapping[str, Sequence[str]]) -> str:
-    """Digest of all that determines the weights; where the encoders lie does not."""
+def _fingerprint(config: Mapping[str, Any], banks: Mapping[str, CachedBank], ids: Mapping[str, Sequence[str]]) -> str:
+    """Digest of all that determines the weights; where the encoders lie does not, nor a budget that is not used."""
     content = {key: value for key, value in config.items() if key not in ("encoders", "modalities")}
+    content["train"] = {**config["train"], "memory_gb": getattr(banks["train"], "memory_bytes", None)}
     return fingerprint({**content, "banks": {s: _bank_digest(banks[s], ids[s]) for s in ids}})
 
 
-def _bank_digest(bank: TokenBank, ids: Sequence[str]) -> str:
+def _bank_digest(bank: CachedBank, ids: Sequence[str]) -> str:
     """Digest of ids, labels and lengths; the tokens' content is covered by the stores' digests."""
     if len(ids) != len(bank):
         raise UserError(f"{len(ids)} sample ids for a bank of {len(bank)} samples. Run `selfmask extract` again.")

@@ -34,7 +34,7 @@ def train(
     config = train_method(
         method,  # type: ignore[arg-type]
         seed,
-        load_banks(table, chosen.tokens, modalities=names, splits=("train", "valid")),
+        load_banks(table, chosen.tokens, modalities=names, splits=("train", "valid"), memory_gb=chosen.train.memory_gb),
         table.info.label,
         chosen.model,
         chosen.method_settings(method),
@@ -71,7 +71,8 @@ def evaluate(params: ParamsFile = PARAMS, overrides: Overrides = None, as_json: 
     folders, absent = checkpoints(chosen)
     if absent:
         typer.echo(f"not trained, left out: {', '.join(map(str, absent))}", err=True)
-    bank = load_banks(table, chosen.tokens, modalities=names, splits=("test",))["test"]
+    splits, memory = ("test",), chosen.train.memory_gb
+    bank = load_banks(table, chosen.tokens, modalities=names, splits=splits, memory_gb=memory)["test"]
     keys = token_keys(table, chosen.tokens, names)
     metrics = evaluate_checkpoints(folders, bank, table, chosen.evaluate, chosen.metrics, keys)
     show(metrics, as_json, f"wrote {chosen.metrics}/metrics.json: {', '.join(metrics)}")

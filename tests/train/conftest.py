@@ -56,7 +56,9 @@ def make_bank(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TokenBa
             store.record_failures({ids[i]: ("d", "absent") for i in np.flatnonzero(~has[:, column])})
             store.publish_view({ids[i]: "d" for i in range(samples)})
             stores[name] = store
-        return TokenBank.load(stores, ids, truth if labels is None else labels)
+        bank = TokenBank.load(stores, ids, truth if labels is None else labels)
+        bank.stores, bank.sample_ids = stores, ids  # for tests that open them in another way
+        return bank
 
     return make
 

@@ -8,6 +8,8 @@ import torch
 from safetensors.torch import load_file
 
 from cache.errors import UserError
+from cache.reading import StoredSamples
+from cache.streaming import StreamingBank
 from train.checkpoint import load_checkpoint
 from train.scoring import predict_bank, score, selection_metrics
 from train.stage import train_method
@@ -122,3 +124,42 @@ def test_predictions_do_not_depend_on_batch_size_or_hidden_content(banks, settin
     np.testing.assert_allclose(predict_bank(method, Disguised(bank), kept, 48), b, atol=1e-5)
     assert np.isnan(a[~kept.any(1)]).all()
     assert np.isfinite(a[kept.any(1)]).all()
+
+
+def streamed(bank, memory_bytes):
+    """The same samples, streamed."""
+    located = {m: StoredSamples.locate(store, bank.sample_ids) for m, store in bank.stores.items()}
+    return StreamingBank(located, bank.labels, memory_bytes)
+
+
+def test_streams_what_exceeds_the_memory_and_resumes_bit_for_bit(make_bank, settings, binary, tmp_path, monkeypatch):
+    resident = {"train": make_bank(96, 1), "valid": make_bank(48, 2)}
+    banks = {split: streamed(bank, 1500) for split, bank in resident.items()}
+    whole = run(banks, settings, binary, tmp_path / "whole", name="modality_dropout")
+    assert whole["validation"]["natural/auroc"] > 0.9
+    method = load_checkpoint(tmp_path / "whole")[0]
+    for scenario in ("natural/auroc", "protocol/auroc"):
+        ids = [str(i) for i in range(48)]
+        metrics = [selection_metrics(method, own["valid"], ids, "both", 64)[scenario] for own in (banks, resident)]
+        assert metrics[0] == metrics[1] == whole["validation"][scenario]
+
+    calls = []
+
+    def killed(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return selection_metrics(*args)
+
+    monkeypatch.setattr("train.stage.selection_metrics", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(banks, settings, binary, tmp_path / "cut", name="modality_dropout")
+    monkeypatch.undo()
+    cut = run(banks, settings, binary, tmp_path / "cut", name="modality_dropout")
+    assert cut["weights_sha256"] == whole["weights_sha256"]
+
+
+def test_a_budget_that_is_not_used_changes_nothing(banks, settings, binary, tmp_path, monkeypatch):
+    first = run(banks, settings, binary, tmp_path, max_epochs=1)
+    monkeypatch.setattr("train.stage.run_epochs", lambda *a, **k: pytest.fail("trained again"))
+    assert run(banks, settings, binary, tmp_path, max_epochs=1, memory_gb=10.0) == first

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from cache.bank import TokenBank
+from cache.streaming import CachedBank
 from extract.config import Settings
 from extract.task import LabelSpec
 from train.config import MethodName, ModelSettings, SelfMaskSettings
@@ -43,7 +43,7 @@ def read_options(name: MethodName, stored: dict[str, Any]) -> Settings | None:
     return None if kind is None else kind.model_validate(stored)
 
 
-def model_spec(bank: TokenBank, label: LabelSpec, model: ModelSettings) -> ModelSpec:
+def model_spec(bank: CachedBank, label: LabelSpec, model: ModelSettings) -> ModelSpec:
     """Read widths and lengths off the bank of the training split.
 
     T^(m) is the median length of the observed training sequences, capped: a fixed number, never the length of
