@@ -14,18 +14,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache.bank import TokenBank, TokenBatch
+from cache.bank import TokenBank
 from cache.errors import UserError
 from cache.publish import fingerprint, write_json
 from cache.store import TokenStore
+from extract.ranks import Ranks, SharedGenerator, alone
 from extract.samples import ModalitySpec, SamplesTable
 from extract.task import LabelSpec
-from extract.training import LoopSettings, run_epochs
+from extract.training import History, LoopSettings, run_epochs
 from train.checkpoint import CONFIG, load_checkpoint, read_config, save_checkpoint
 from train.config import MethodName, ModelSettings, SelfMaskSettings, TrainSettings
 from train.methods.base import Method, ModelSpec
 from train.methods.registry import build_method, model_spec
-from train.scoring import move, predict_bank, selection_metrics
+from train.scoring import predict_bank, selection_metrics
+from train.shares import SharedBatch, gather_share
 
 __all__ = ["load_banks", "open_stores", "predict_bank", "selection_metrics", "token_keys", "train_method"]
 SPLITS = ("train", "valid", "test")
@@ -77,6 +79,7 @@ def train_method(
     sample_ids: Mapping[str, Sequence[str]] | None = None,
     encoders: Mapping[str, Path | str] | None = None,
     modalities: Sequence[ModalitySpec] = (),
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train one method with one seed and write its checkpoint folder.
 
@@ -93,6 +96,7 @@ def train_method(
         sample_ids: ids per split in the banks' order; without them, the row number stands for the id.
         encoders: encoder folders relative to the project root; default `<out>/../../encoders/<modality>`.
         modalities: declared modalities of the samples table, stored so that `predict` can read a bare csv.
+        ranks: the processes that train together; by default this one alone.
 
     Returns:
         The checkpoint's configuration; `validation` holds the metrics of the chosen epoch.
@@ -114,7 +118,9 @@ def train_method(
     }
     config["fingerprint"] = _fingerprint(config, banks, ids)
     done = _finished(out, config["fingerprint"])
-    return done or _run(_fresh(name, seed, spec, model, selfmask), banks, ids["valid"], train, config, out)
+    ranks = ranks or alone()
+    ranks.require_same(int(done is None), "which checkpoints are finished")
+    return done or _run(_fresh(name, seed, spec, model, selfmask), banks, ids["valid"], train, config, out, ranks)
 
 
 def _fresh(name: MethodName, seed: int, spec: ModelSpec, model: ModelSettings, selfmask: SelfMaskSettings) -> Method:
@@ -129,6 +135,7 @@ def _run(
     train: TrainSettings,
     config: dict[str, Any],
     out: Path,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     device = next(method.parameters()).device
     bank = banks["train"]
@@ -137,15 +144,15 @@ def _run(
         raise UserError("No training sample has tokens. Run `selfmask extract` and read its failures.")
     mixed = train.precision == "bfloat16" and device.type == "cuda"
 
-    def batches(epoch: int, generator: torch.Generator) -> Iterator[TokenBatch]:
+    def batches(epoch: int, generator: SharedGenerator) -> Iterator[SharedBatch]:
         order = usable[torch.randperm(len(usable), generator=generator)]
         for rows in order.split(train.batch_size):
-            yield move(bank.batch(rows), device)
+            yield gather_share(bank, rows, ranks).to(device)
 
-    def step(batch: TokenBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def step(batch: SharedBatch, generator: SharedGenerator) -> dict[str, Tensor]:
+        generator.share = batch.share if ranks.size > 1 else None
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            losses: dict[str, Tensor] = method(batch, generator).losses
-        return losses
+            return batch.weighted(method(batch.tokens, generator))
 
     history = run_epochs(
         method,
@@ -158,12 +165,27 @@ def _run(
         fingerprint=config["fingerprint"],
         after_step=method.after_step,
         describe=f"{config['method']} seed {config['seed']}",
+        ranks=ranks,
     )
-    chosen = selection_metrics(method, banks["valid"], valid_ids, train.select_on, 4 * train.batch_size)
+    if ranks.first:
+        _finish(method, history, banks["valid"], valid_ids, train, config, out)
+    ranks.wait()
+    return read_config(out)
+
+
+def _finish(
+    method: Method,
+    history: History,
+    valid: TokenBank,
+    valid_ids: Sequence[str],
+    train: TrainSettings,
+    config: dict[str, Any],
+    out: Path,
+) -> None:
+    chosen = selection_metrics(method, valid, valid_ids, train.select_on, 4 * train.batch_size)
     finished = {**config, "validation": chosen, "epochs": {"best": history.best_epoch, "run": len(history.epochs)}}
     write_json(out / "history.json", history.epochs)
     save_checkpoint(out, method, finished)
-    return read_config(out)
 
 
 def _finished(out: Path, wanted: str) -> dict[str, Any] | None:
