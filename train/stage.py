@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from cache.bank import TokenBank
-from cache.errors import UserError
-from cache.publish import fingerprint, write_json
+from cache.errors import StaleCacheError, UserError
+from cache.publish import file_sha256, fingerprint, write_json
 from cache.store import TokenStore
 from extract.ranks import Ranks, SharedGenerator, alone
 from extract.samples import ModalitySpec, SamplesTable
@@ -43,6 +43,23 @@ def open_stores(
     if unknown:
         raise UserError(f"Unknown modalities {unknown}; the samples table declares {declared}.")
     return {name: TokenStore.open(token_root / f"{name}.zarr") for name in names}
+
+
+def require_current(
+    table: SamplesTable, token_root: Path, encoders: Mapping[str, Path], modalities: Sequence[str] | None = None
+) -> None:
+    """Compare the tokens with the fitted encoders that are here; a checkout may have none.
+
+    Raises:
+        StaleCacheError: a cache holds the tokens of other weights.
+    """
+    for name, store in open_stores(table, token_root, modalities).items():
+        weights = encoders[name] / "model.safetensors"
+        if weights.is_file() and file_sha256(weights) != store.key.weights_sha256:
+            raise StaleCacheError(
+                f"{store.path} holds the tokens of another encoder than {encoders[name]}. "
+                f"Run `selfmask extract {name}`, or pull both (`dvc pull`)."
+            )
 
 
 def load_banks(

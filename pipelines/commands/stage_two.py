@@ -25,13 +25,15 @@ def train(
     from cache.errors import UserError
     from extract.ranks import join_ranks
     from train.config import MethodName
-    from train.stage import load_banks, token_keys, train_method
+    from train.stage import load_banks, require_current, token_keys, train_method
 
     if method not in get_args(MethodName):
         raise UserError(f"Method '{method}' is unknown. Known: {', '.join(get_args(MethodName))}.")
     chosen, table = load_inputs(params, overrides)
     names = chosen.dataset.modalities
     out = chosen.models / method / f"seed{seed}"
+    folders = {name: chosen.encoder_folder(name) for name in names}
+    require_current(table, chosen.tokens, folders, names)
     with join_ranks() as ranks:
         config = train_method(
             method,  # type: ignore[arg-type]
@@ -45,7 +47,7 @@ def train(
             out,
             token_keys(table, chosen.tokens, names),
             sample_ids={split: table.ids(split) for split in ("train", "valid")},
-            encoders={name: chosen.encoder_folder(name) for name in names},
+            encoders=folders,
             modalities=table.info.modalities,
             ranks=ranks,
         )

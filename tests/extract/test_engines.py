@@ -1,6 +1,7 @@
 """Engines: one job is shared by processes, survives lost workers, and has the same bytes wherever it ran."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -135,6 +136,39 @@ def test_a_chunk_that_another_process_left_unfinished_is_taken_over(tmp_path: Pa
     threading.Timer(1.0, other.release, [first.name]).start()
     extract_modality(data, "txt", folder, SETTINGS, out)
     assert_same_bytes(tmp_path / "alone.zarr", out)
+
+
+def test_a_half_finished_extraction_goes_on_with_the_parts_of_a_colleague(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, folder, mine = table(tmp_path / "samples", 200), encoder(tmp_path / "encoder"), tmp_path / "mine.zarr"
+    for out, parts in ((tmp_path / "alone.zarr", 99), (tmp_path / "theirs.zarr", 2), (mine, 1)):
+        with monkeypatch.context() as patched:
+            stop_after(parts, patched)
+            try:
+                extract_modality(data, "txt", folder, SETTINGS, out)
+            except KeyboardInterrupt:
+                assert parts < 99
+    with pytest.raises(UserError, match="not complete"):
+        TokenStore.open(mine).view()
+    for name in ("parts", "failures", "manifest"):  # the manifest last, as a writer would
+        shutil.copytree(tmp_path / "theirs.zarr" / name, mine / name, dirs_exist_ok=True)
+    assert sum(entry["samples"] for entry in TokenStore.open(mine).entries()) == 63 + 63 + 64
+    again = extract_modality(data, "txt", folder, SETTINGS, mine)
+    assert again == {"modality": "txt", "encoded": 72, "samples": 200, "unreadable": 1}
+    assert_same_bytes(tmp_path / "alone.zarr", mine)
+
+
+def stop_after(parts: int, patched: pytest.MonkeyPatch) -> None:
+    append, count = TokenStore.append, [0]
+
+    def stopping(store: TokenStore, samples: Any) -> Any:
+        count[0] += 1
+        if count[0] > parts:
+            raise KeyboardInterrupt
+        return append(store, samples)
+
+    patched.setattr(TokenStore, "append", stopping)
 
 
 class LostActor(Exception):

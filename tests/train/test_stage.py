@@ -1,16 +1,20 @@
 """Stage two: it learns, resumes exactly, returns at once when finished, and never reads the test split."""
 
+import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cache.errors import UserError
+from cache.errors import StaleCacheError, UserError
+from cache.key import CacheKey
+from cache.store import TokenStore
 from train.checkpoint import load_checkpoint
 from train.scoring import predict_bank, score, selection_metrics
-from train.stage import train_method
+from train.stage import require_current, train_method
 
 
 @pytest.fixture(scope="module")
@@ -122,3 +126,26 @@ def test_predictions_do_not_depend_on_batch_size_or_hidden_content(banks, settin
     np.testing.assert_allclose(predict_bank(method, Disguised(bank), kept, 48), b, atol=1e-5)
     assert np.isnan(a[~kept.any(1)]).all()
     assert np.isfinite(a[kept.any(1)]).all()
+
+
+def test_tokens_of_another_encoder_are_refused_where_the_encoder_is_known(tmp_path):
+    weights = tmp_path / "encoder" / "model.safetensors"
+    table = SimpleNamespace(info=SimpleNamespace(modalities=[SimpleNamespace(name="ehr")]))
+    key = CacheKey(
+        encoder="toy",
+        options={},
+        weights_sha256=hashlib.sha256(b"fitted").hexdigest(),
+        preprocessing={},
+        precision="float32",
+        libraries={},
+        layout={},
+        pretrained_or_fitted=True,
+    )
+    TokenStore.create(tmp_path / "ehr.zarr", key, 4)
+    require_current(table, tmp_path, {"ehr": weights.parent})  # a checkout without encoders
+    weights.parent.mkdir()
+    weights.write_bytes(b"fitted")
+    require_current(table, tmp_path, {"ehr": weights.parent})
+    weights.write_bytes(b"fitted again")
+    with pytest.raises(StaleCacheError, match="selfmask extract ehr"):
+        require_current(table, tmp_path, {"ehr": weights.parent})
