@@ -59,10 +59,10 @@ def test_two_processes_have_the_curve_of_one_and_finish_what_one_began(project: 
 
 
 def test_a_lost_rank_ends_the_run_and_the_next_run_goes_on(project: Any) -> None:
-    finish(train(project, 2, "--set", "train.max_epochs=30", "--set", "train.patience_epochs=30"))
+    finish(train(project, 2, "--set", "train.max_epochs=12", "--set", "train.patience_epochs=12"))
     whole = curve(project)
     shutil.rmtree(project.root / "models/toy/selfmask")
-    long = ("--set", "train.max_epochs=30", "--set", "train.patience_epochs=30")
+    long = ("--set", "train.max_epochs=12", "--set", "train.patience_epochs=12")
     running = train(project, 2, *long)
     state = project.root / "models/toy/selfmask/seed0/state.pt"
     while not state.exists():
@@ -74,5 +74,5 @@ def test_a_lost_rank_ends_the_run_and_the_next_run_goes_on(project: Any) -> None
     assert "lost another rank of this run" in text or "SIGKILL" in text, text
     assert not (state.parent / "config.json").exists()
     text = finish(train(project, 2, *long))
-    assert "epoch 1/30" not in text, "it began anew"
+    assert "epoch 1/12" not in text, "it began anew"
     assert largest_difference(whole, curve(project)) < TOLERANCE
