@@ -2,33 +2,62 @@
 
 Only samples that the cache lacks, by (id, digest of the raw content), are encoded; batches hold samples of similar
 length, so that little is spent on padding. A value that cannot be read is recorded with its reason and counts as
-missing. The view is published last: a killed extraction goes on where it stopped, and nobody reads it before.
+missing. The view is published last: a killed extraction goes on where it stopped, and nobody reads it before. Any
+number of processes may extract into one cache at the same time; they share the work.
 """
 
 import json
 import shutil
-import time
-from collections.abc import Mapping
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import numpy as np
 import torch
-from rich.console import Console
 
-from cache.errors import CorruptCacheError, StaleCacheError
+from cache.errors import CorruptCacheError, StaleCacheError, UserError
 from cache.key import CacheKey
-from cache.parts import SampleTokens
 from cache.publish import file_sha256
 from cache.store import TokenStore
 from extract.config import ExtractSettings
 from extract.encoders.base import Encoder
 from extract.encoders.registry import load_encoder
+from extract.engines.chunks import WorkQueue, chunk_samples, cut
+from extract.engines.claims import Claims, require_no_writer
+from extract.engines.local import run_local
+from extract.engines.progress import Progress
+from extract.engines.ray import import_ray, run_ray
+from extract.engines.worker import Job, Worker
 from extract.samples import SamplesTable
-from extract.values import UnreadableValue, read_value, value_digest
+from extract.values import value_digest
 
-Item = tuple[str, str, dict[str, np.ndarray]]
+
+@dataclass(frozen=True)
+class Engine:
+    """Where an extraction runs: in this process, or on a Ray cluster (its address, its number of actors)."""
+
+    name: Literal["local", "ray"] = "local"
+    address: str | None = None
+    workers: int | None = None
+
+
+LOCAL = Engine()
+
+
+def choose_engine(name: str, address: str | None, workers: int | None) -> Engine:
+    """Return the engine of these options.
+
+    Raises:
+        UserError: an unknown name, options that the engine lacks, or Ray is not installed.
+    """
+    if name == "ray":
+        import_ray()
+        return Engine("ray", address, workers)
+    if name != "local":
+        raise UserError(f"--engine '{name}' is unknown. Known: local, ray.")
+    if address is not None or workers is not None:
+        raise UserError("--address and --workers belong to --engine ray. Add it, or leave them out.")
+    return LOCAL
 
 
 def cache_key(encoder: Encoder, folder: Path, precision: str, *, fitted: bool = True) -> CacheKey:
@@ -54,6 +83,7 @@ def extract_modality(
     out: Path,
     *,
     replace: bool = False,
+    engine: Engine = LOCAL,
 ) -> dict[str, Any]:
     """Bring the cache at `out` up to date with the table; returns its counts.
 
@@ -64,26 +94,37 @@ def extract_modality(
         extract: batch size, precisions, part size.
         out: `<modality>.zarr`.
         replace: remove a cache of another key instead of refusing it (the pipeline's own output).
+        engine: where it runs; the bytes of a sample are the same.
 
     Raises:
         StaleCacheError: the cache has another key and `replace` is false.
+        UserError: another process is writing to the cache that is to be replaced, or Ray cannot be used.
     """
     encoder = load_encoder(encoder_folder)
-    encoder.to("cuda" if torch.cuda.is_available() else "cpu")
     store = _open(out, cache_key(encoder, encoder_folder, extract.precision), encoder.width, extract.dtype, replace)
-    rows = {str(row["sample_id"]): row for _, row in table.frame.iterrows()}
-    digests = {i: value_digest(table, row, modality) for i, row in rows.items()}
-    wanted = {i: digest for i, digest in digests.items() if digest is not None}
+    wanted = _wanted(table, modality)
     todo = store.missing_from(wanted)
-    progress = _Progress(modality, len(todo))
-    for start in range(0, len(todo), extract.samples_per_part):
-        ids = todo[start : start + extract.samples_per_part]
-        _extract_part(table, modality, encoder, extract, store, {i: (rows[i], wanted[i]) for i in ids}, progress)
-    store.publish_view(wanted)
+    progress = Progress(modality, len(todo))
+    with Claims(out) as claims:
+        queue = WorkQueue(store, cut({i: wanted[i] for i in todo}, chunk_samples(extract)), claims)
+        job = Job(table.root, modality, encoder_folder, extract, out)
+        if engine.name == "ray":
+            if todo:
+                run_ray(job, queue, progress, engine.address, engine.workers)
+        else:
+            encoder.to("cuda" if torch.cuda.is_available() else "cpu")
+            run_local(Worker(job, table, encoder, store), queue, progress.update)
+        store.publish_view(wanted)
     have = store.places()  # a recorded failure may belong to content that has been repaired since
     unreadable = sum((i, digest) not in have for i, digest in wanted.items())
     fresh = sum((i, wanted[i]) in have for i in todo)
     return {"modality": modality, "encoded": fresh, "samples": len(wanted), "unreadable": unreadable}
+
+
+def _wanted(table: SamplesTable, modality: str) -> dict[str, str]:
+    """Id to digest of every sample that has the modality."""
+    digests = {str(row["sample_id"]): value_digest(table, row, modality) for _, row in table.frame.iterrows()}
+    return {i: digest for i, digest in digests.items() if digest is not None}
 
 
 def _open(out: Path, key: CacheKey, width: int, dtype: str, replace: bool) -> TokenStore:
@@ -95,6 +136,7 @@ def _open(out: Path, key: CacheKey, width: int, dtype: str, replace: bool) -> To
     except (StaleCacheError, CorruptCacheError):
         if not replace or not _is_token_cache(out):  # never delete a folder of something else
             raise
+        require_no_writer(out)
         shutil.rmtree(out)
         return TokenStore.create(out, key, width, dtype)
 
@@ -105,72 +147,3 @@ def _is_token_cache(path: Path) -> bool:
     except (OSError, ValueError, KeyError):
         return False
     return "selfmask" in attributes
-
-
-def _extract_part(
-    table: SamplesTable,
-    modality: str,
-    encoder: Encoder,
-    extract: ExtractSettings,
-    store: TokenStore,
-    samples: Mapping[str, tuple[Any, str]],
-    progress: "_Progress",
-) -> None:
-    items: list[Item] = []
-    failures: dict[str, tuple[str, str]] = {}
-    for sample_id, (row, digest) in samples.items():
-        try:
-            items.append((sample_id, digest, encoder.preprocess(read_value(table, row, modality))))
-        except UnreadableValue as error:
-            failures[sample_id] = (digest, str(error))
-    items.sort(key=lambda item: len(next(iter(item[2].values()))))
-    encoded: list[SampleTokens] = []
-    for start in range(0, len(items), extract.batch_size):
-        encoded += encode_items(encoder, items[start : start + extract.batch_size], extract.precision)
-        progress.update(len(encoded) - progress.in_part)
-        progress.in_part = len(encoded)
-    progress.in_part = 0
-    store.append(encoded)
-    store.record_failures(failures)
-
-
-@torch.no_grad()
-def encode_items(encoder: Encoder, items: list[Item], precision: str) -> list[SampleTokens]:
-    """Encode one batch of preprocessed samples."""
-    encoder.eval()
-    device = encoder.placeholder.device
-    inputs = {name: value.to(device) for name, value in encoder.collate([item[2] for item in items]).items()}
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
-        tokens, embedded = encoder(inputs)
-    native = tokens.float().cpu().numpy()
-    valid, maskable = embedded.valid.cpu().numpy(), embedded.maskable.cpu().numpy()
-    return [
-        SampleTokens(sample_id, digest, native[row][valid[row]], maskable[row][valid[row]])
-        for row, (sample_id, digest, _) in enumerate(items)
-    ]
-
-
-class _Progress:
-    """A line every few seconds: samples, rate, time left."""
-
-    EVERY_S = 5.0
-
-    def __init__(self, modality: str, total: int) -> None:
-        self.modality, self.total, self.done, self.in_part = modality, total, 0, 0
-        self.started = self.last = time.monotonic()
-        self.console = Console(stderr=True)
-
-    def update(self, count: int) -> None:
-        """Count samples and print when it is time, or at the end."""
-        self.done += count
-        now = time.monotonic()
-        if now - self.last < self.EVERY_S and self.done < self.total:
-            return
-        self.last = now
-        rate = self.done / max(now - self.started, 1e-9)
-        left = (self.total - self.done) / max(rate, 1e-9)
-        self.console.print(
-            f"extract {self.modality}: {self.done}/{self.total} samples, {rate:.0f}/s, about {left:.0f} s left",
-            highlight=False,
-            soft_wrap=True,
-        )

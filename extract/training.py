@@ -2,7 +2,8 @@
 
 Every epoch seeds the global random state and its own generator from (seed, epoch), and the whole state is published by
 rename at its end. So a run that is killed at any instant and started again gives bit-identical weights to one that
-was not; what is lost is at most the epoch in progress. A finished run returns at once.
+was not; what is lost is at most the epoch in progress. A finished run returns at once. Several ranks (`extract.ranks`)
+step together on shares of the same batches; the first of them validates, writes and reports.
 """
 
 import math
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from cache.errors import UserError
 from cache.publish import fingerprint as digest
 from cache.publish import replacing
+from extract.ranks import Ranks, SharedGenerator, alone
 
 STATE = "state.pt"
 
@@ -52,14 +54,15 @@ def run_epochs(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     *,
-    batches: Callable[[int, torch.Generator], Iterable[Any]],
-    step: Callable[[Any, torch.Generator], dict[str, Tensor]],
+    batches: Callable[[int, SharedGenerator], Iterable[Any]],
+    step: Callable[[Any, SharedGenerator], dict[str, Tensor]],
     validate: Callable[[], dict[str, float]],
     settings: LoopSettings,
     folder: Path,
     fingerprint: str,
     after_step: Callable[[], None] | None = None,
     describe: str = "train",
+    ranks: Ranks | None = None,
 ) -> History:
     """Train until the monitor stops improving; `module` ends with the best epoch's weights.
 
@@ -74,22 +77,26 @@ def run_epochs(
         fingerprint: of everything the result depends on; another one starts anew.
         after_step: runs after each optimiser step.
         describe: name in the progress lines.
+        ranks: processes that train together; the losses of `step` add up over them.
 
     Raises:
-        UserError: a loss, a gradient or the monitor is not finite.
+        UserError: a loss, a gradient or the monitor is not finite, or another rank is lost.
     """
+    ranks = ranks or alone()
     state = _load(folder / STATE, fingerprint)
     history: list[dict[str, float]] = state["history"] if state else []
     best: dict[str, Any] = state["best"] if state else {"epoch": -1, "monitor": float("-inf"), "module": None}
     if state:
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
+    ranks.require_same(int(digest([fingerprint, history[-1:]])[:12], 16), "what they go on from")
     started, first = time.monotonic(), len(history)
     while not _finished(len(history), best["epoch"], settings):
         epoch = len(history)
-        losses = _epoch(module, optimizer, batches, step, after_step, settings, epoch)
+        losses = _epoch(module, optimizer, batches, step, after_step, settings, epoch, ranks)
         module.eval()
-        metrics = validate()
+        metrics = validate() if ranks.first else {}
+        metrics["monitor"] = ranks.from_first(metrics.get("monitor", 0.0))
         history.append({**losses, **metrics})
         if not math.isfinite(metrics["monitor"]):  # no later epoch would ever compare as better
             raise UserError(
@@ -99,8 +106,9 @@ def run_epochs(
         if metrics["monitor"] > best["monitor"]:
             weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
             best = {"epoch": epoch, "monitor": metrics["monitor"], "module": weights}
-        _save(folder / STATE, fingerprint, module, optimizer, history, best)
-        _report(describe, history, best["epoch"], settings, (time.monotonic() - started) / (epoch + 1 - first))
+        if ranks.first:
+            _save(folder / STATE, fingerprint, module, optimizer, history, best)
+            _report(describe, history, best["epoch"], settings, (time.monotonic() - started) / (epoch + 1 - first))
     module.load_state_dict(best["module"])
     module.eval()
     return History(history, best["epoch"])
@@ -113,17 +121,19 @@ def _finished(epochs: int, best_epoch: int, settings: LoopSettings) -> bool:
 def _epoch(
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batches: Callable[[int, torch.Generator], Iterable[Any]],
-    step: Callable[[Any, torch.Generator], dict[str, Tensor]],
+    batches: Callable[[int, SharedGenerator], Iterable[Any]],
+    step: Callable[[Any, SharedGenerator], dict[str, Tensor]],
     after_step: Callable[[], None] | None,
     settings: LoopSettings,
     epoch: int,
+    ranks: Ranks,
 ) -> dict[str, float]:
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * settings.rate(epoch)
     seed = int(digest([settings.seed, epoch])[:15], 16)
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed)
+    torch.manual_seed(seed + ranks.rank)  # dropout: not the same on every rank's rows
+    generator = SharedGenerator()
+    generator.manual_seed(seed)
     module.train()
     sums: dict[str, Tensor] = {}
     count = 0
@@ -132,8 +142,9 @@ def _epoch(
         optimizer.zero_grad(set_to_none=True)
         losses["loss"].backward()
         trained = [p for group in optimizer.param_groups for p in group["params"]]
+        total = ranks.add_gradients(losses["loss"], trained)
         norm = nn.utils.clip_grad_norm_(trained, settings.clip_norm)
-        if not bool(torch.isfinite(losses["loss"])) or not bool(torch.isfinite(norm)):
+        if not bool(torch.isfinite(total)) or not bool(torch.isfinite(norm)):
             raise UserError(
                 f"The loss or its gradient is not finite in epoch {epoch}, batch {count}. "
                 "Lower the learning rate, or check the data with `selfmask check`."
@@ -144,7 +155,8 @@ def _epoch(
         for name, value in losses.items():
             sums[name] = sums.get(name, torch.zeros(())) + value.detach().float().cpu()
         count += 1
-    return {name: float(value) / max(count, 1) for name, value in sums.items()}
+    totals = ranks.add([float(value) for value in sums.values()])
+    return {name: total / max(count, 1) for name, total in zip(sums, totals, strict=True)}
 
 
 def _load(path: Path, fingerprint: str) -> dict[str, Any] | None:

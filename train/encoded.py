@@ -17,7 +17,7 @@ from cache.bank import TokenBank, TokenBatch
 from cache.parts import SampleTokens
 from extract.encoders.base import Embedded, Encoder
 from extract.encoders.registry import load_encoder
-from extract.extraction import encode_items
+from extract.encoding import encode_items
 from extract.inputs import InputBank, InputBatch
 from extract.samples import SamplesTable
 from train.methods.base import Projections, Tokens

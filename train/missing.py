@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError
+from extract.ranks import draw_rows
 
 BoolArray = np.ndarray
 
@@ -40,11 +41,25 @@ def draw_kept(observed: Tensor, per: Literal["batch", "sample"], generator: torc
         raise UserError("A sample has no observed modality. Run `selfmask check` on the samples table.")
     table = patterns(available.shape[-1])
     allowed = (table[None] & ~available[:, None]).sum(-1) == 0  # [B, P]: subsets of what the sample has
-    own = table[torch.multinomial(allowed.float(), 1, generator=generator).squeeze(-1)]
+    own = table[_draw_one(allowed, generator)]
     if per == "sample":
         return own.to(observed.device)
     common = table[torch.randint(len(table), (1,), generator=generator)] & available
     return torch.where(common.any(-1, keepdim=True), common, own).to(observed.device)
+
+
+def _draw_one(allowed: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw one allowed column of each row of bool [B, P], uniformly; int64 [B].
+
+    The numbers that `torch.multinomial` would draw, but by row, so that ranks can each keep the rows of their own.
+    """
+    waiting = draw_rows(_exponential, allowed.shape, generator)
+    chosen: Tensor = (allowed.float() / waiting).argmax(-1)
+    return chosen
+
+
+def _exponential(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    return torch.empty(shape).exponential_(generator=generator)
 
 
 def drop_by_protocol(sample_ids: Sequence[str], observed: BoolArray, seed: int) -> BoolArray:

@@ -15,20 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cache.bank import TokenBatch
-from cache.errors import UserError
-from cache.publish import fingerprint, write_json
+from cache.errors import StaleCacheError, UserError
+from cache.publish import file_sha256, fingerprint, write_json
 from cache.store import TokenStore
 from cache.streaming import CachedBank, StreamingBank, open_banks
 from extract.config import Settings
+from extract.ranks import Ranks, SharedGenerator, alone
 from extract.samples import ModalitySpec, SamplesTable
 from extract.task import LabelSpec
-from extract.training import LoopSettings, run_epochs
+from extract.training import History, LoopSettings, run_epochs
 from train.checkpoint import CONFIG, load_checkpoint, read_config, save_checkpoint
 from train.config import MethodName, ModelSettings, TrainSettings
 from train.methods.base import Method, ModelSpec
 from train.methods.registry import build_method, model_spec
-from train.scoring import move, predict_bank, selection_metrics
+from train.scoring import predict_bank, selection_metrics
+from train.shares import SharedBatch, gather_share, whole_share
 
 __all__ = ["load_banks", "open_stores", "predict_bank", "selection_metrics", "token_keys", "train_method"]
 SPLITS = ("train", "valid", "test")
@@ -44,6 +45,23 @@ def open_stores(
     if unknown:
         raise UserError(f"Unknown modalities {unknown}; the samples table declares {declared}.")
     return {name: TokenStore.open(token_root / f"{name}.zarr") for name in names}
+
+
+def require_current(
+    table: SamplesTable, token_root: Path, encoders: Mapping[str, Path], modalities: Sequence[str] | None = None
+) -> None:
+    """Compare the tokens with the fitted encoders that are here; a checkout may have none.
+
+    Raises:
+        StaleCacheError: a cache holds the tokens of other weights.
+    """
+    for name, store in open_stores(table, token_root, modalities).items():
+        weights = encoders[name] / "model.safetensors"
+        if weights.is_file() and file_sha256(weights) != store.key.weights_sha256:
+            raise StaleCacheError(
+                f"{store.path} holds the tokens of another encoder than {encoders[name]}. "
+                f"Run `selfmask extract {name}`, or pull both (`dvc pull`)."
+            )
 
 
 def load_banks(
@@ -82,6 +100,7 @@ def train_method(
     sample_ids: Mapping[str, Sequence[str]] | None = None,
     encoders: Mapping[str, Path | str] | None = None,
     modalities: Sequence[ModalitySpec] = (),
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train one method with one seed and write its checkpoint folder.
 
@@ -98,6 +117,7 @@ def train_method(
         sample_ids: ids per split in the banks' order; without them, the row number stands for the id.
         encoders: encoder folders relative to the project root; default `<out>/../../encoders/<modality>`.
         modalities: declared modalities of the samples table, stored so that `predict` can read a bare csv.
+        ranks: the processes that train together; by default this one alone.
 
     Returns:
         The checkpoint's configuration; `validation` holds the metrics of the chosen epoch.
@@ -119,7 +139,9 @@ def train_method(
     }
     config["fingerprint"] = _fingerprint(config, banks, ids)
     done = _finished(out, config["fingerprint"])
-    return done or _run(_fresh(name, seed, spec, model, options), banks, ids["valid"], train, config, out)
+    ranks = ranks or alone()
+    ranks.require_same(int(done is None), "which checkpoints are finished")
+    return done or _run(_fresh(name, seed, spec, model, options), banks, ids["valid"], train, config, out, ranks)
 
 
 def _fresh(name: MethodName, seed: int, spec: ModelSpec, model: ModelSettings, options: Settings | None) -> Method:
@@ -134,6 +156,7 @@ def _run(
     train: TrainSettings,
     config: dict[str, Any],
     out: Path,
+    ranks: Ranks,
 ) -> dict[str, Any]:
     device = next(method.parameters()).device
     bank = banks["train"]
@@ -142,14 +165,14 @@ def _run(
         raise UserError("No training sample has tokens. Run `selfmask extract` and read its failures.")
     mixed = train.precision == "bfloat16" and device.type == "cuda"
 
-    def batches(epoch: int, generator: torch.Generator) -> Iterator[TokenBatch]:
-        for batch in _epoch_batches(bank, usable, train.batch_size, config["seed"], epoch, generator):
-            yield move(batch, device)
+    def batches(epoch: int, generator: SharedGenerator) -> Iterator[SharedBatch]:
+        for batch in _epoch_batches(bank, usable, train.batch_size, config["seed"], epoch, generator, ranks):
+            yield batch.to(device)
 
-    def step(batch: TokenBatch, generator: torch.Generator) -> dict[str, Tensor]:
+    def step(batch: SharedBatch, generator: SharedGenerator) -> dict[str, Tensor]:
+        generator.share = batch.share if ranks.size > 1 else None
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            losses: dict[str, Tensor] = method(batch, generator).losses
-        return losses
+            return batch.weighted(method(batch.tokens, generator))
 
     history = run_epochs(
         method,
@@ -162,21 +185,46 @@ def _run(
         fingerprint=config["fingerprint"],
         after_step=method.after_step,
         describe=f"{config['method']} seed {config['seed']}",
+        ranks=ranks,
     )
-    chosen = selection_metrics(method, banks["valid"], valid_ids, train.select_on, 4 * train.batch_size)
-    finished = {**config, "validation": chosen, "epochs": {"best": history.best_epoch, "run": len(history.epochs)}}
-    write_json(out / "history.json", history.epochs)
-    save_checkpoint(out, method, finished)
+    if ranks.first:
+        _finish(method, history, banks["valid"], valid_ids, train, config, out)
+    ranks.wait()
     return read_config(out)
 
 
+def _finish(
+    method: Method,
+    history: History,
+    valid: CachedBank,
+    valid_ids: Sequence[str],
+    train: TrainSettings,
+    config: dict[str, Any],
+    out: Path,
+) -> None:
+    chosen = selection_metrics(method, valid, valid_ids, train.select_on, 4 * train.batch_size)
+    finished = {**config, "validation": chosen, "epochs": {"best": history.best_epoch, "run": len(history.epochs)}}
+    write_json(out / "history.json", history.epochs)
+    save_checkpoint(out, method, finished)
+
+
 def _epoch_batches(
-    bank: CachedBank, usable: Tensor, batch_size: int, seed: int, epoch: int, generator: torch.Generator
-) -> Iterator[TokenBatch]:
+    bank: CachedBank,
+    usable: Tensor,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    generator: torch.Generator,
+    ranks: Ranks,
+) -> Iterator[SharedBatch]:
     if isinstance(bank, StreamingBank):
-        return bank.epoch(seed, epoch, batch_size, rows=usable)
+        if ranks.size > 1:
+            raise UserError(
+                "Tokens beyond train.memory_gb are streamed by one process. Raise it, or leave out torchrun."
+            )
+        return (whole_share(batch) for batch in bank.epoch(seed, epoch, batch_size, rows=usable))
     order = usable[torch.randperm(len(usable), generator=generator)]
-    return (bank.batch(rows) for rows in order.split(batch_size))
+    return (gather_share(bank, rows, ranks) for rows in order.split(batch_size))
 
 
 def _finished(out: Path, wanted: str) -> dict[str, Any] | None:

@@ -7,6 +7,9 @@ import typer
 from pipelines.commands.options import PARAMS, Overrides, ParamsFile, load_inputs
 
 Modality = Annotated[str, typer.Argument(help="Modality of the samples table.")]
+EngineName = Annotated[str, typer.Option("--engine", help="local: this process. ray: actors of a Ray cluster.")]
+Address = Annotated[str | None, typer.Option("--address", help="Running Ray cluster; default: start one here.")]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Ray actors; default: one a GPU, else a CPU.")]
 ENCODER_SEED = 0  # encoders and tokens are shared by all training seeds
 
 
@@ -23,13 +26,23 @@ def fit(modality: Modality, params: ParamsFile = PARAMS, overrides: Overrides = 
     typer.echo(f"wrote {out}: {name} {scores['valid']:.4f} (valid), {scores['test']:.4f} (test)")
 
 
-def extract(modality: Modality, params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
+def extract(
+    modality: Modality,
+    engine: Annotated[str, typer.Option("--engine", help="local: this process. ray: a cluster's actors.")] = "local",
+    address: Annotated[str | None, typer.Option("--address", help="Running Ray cluster; default: start one.")] = None,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Ray actors; default: one a GPU or CPU.")
+    ] = None,
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+) -> None:
     """Run a fitted encoder over every sample and cache its tokens."""
-    from extract.extraction import extract_modality
+    from extract.extraction import choose_engine, extract_modality
 
     chosen, table = load_inputs(params, overrides)
     chosen.encoder(modality)  # an unknown name fails here, with the known ones
-    out = chosen.tokens / f"{modality}.zarr"
-    result = extract_modality(table, modality, chosen.encoder_folder(modality), chosen.extract, out, replace=True)
+    out, folder = chosen.tokens / f"{modality}.zarr", chosen.encoder_folder(modality)
+    where = choose_engine(engine, address, workers)
+    result = extract_modality(table, modality, folder, chosen.extract, out, replace=True, engine=where)
     counts = f"{result['samples']} samples, {result['encoded']} of them new, {result['unreadable']} unreadable"
     typer.echo(f"wrote {out}: {counts}")

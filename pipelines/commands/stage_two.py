@@ -23,30 +23,38 @@ def train(
     from typing import get_args
 
     from cache.errors import UserError
+    from extract.ranks import join_ranks
     from train.config import MethodName
-    from train.stage import load_banks, token_keys, train_method
+    from train.stage import load_banks, require_current, token_keys, train_method
 
     if method not in get_args(MethodName):
         raise UserError(f"Method '{method}' is unknown. Known: {', '.join(get_args(MethodName))}.")
     chosen, table = load_inputs(params, overrides)
     names = chosen.dataset.modalities
     out = chosen.models / method / f"seed{seed}"
-    config = train_method(
-        method,  # type: ignore[arg-type]
-        seed,
-        load_banks(table, chosen.tokens, modalities=names, splits=("train", "valid"), memory_gb=chosen.train.memory_gb),
-        table.info.label,
-        chosen.model,
-        chosen.method_settings(method),
-        # Which other methods are compared says nothing about this one: adding one must not train the rest again.
-        chosen.train.model_copy(update={"methods": (method,)}),
-        out,
-        token_keys(table, chosen.tokens, names),
-        sample_ids={split: table.ids(split) for split in ("train", "valid")},
-        encoders={name: chosen.encoder_folder(name) for name in names},
-        modalities=table.info.modalities,
-    )
-    typer.echo(f"wrote {out}: validation monitor {config['validation']['monitor']:.4f}")
+    folders = {name: chosen.encoder_folder(name) for name in names}
+    require_current(table, chosen.tokens, folders, names)
+    with join_ranks() as ranks:
+        config = train_method(
+            method,  # type: ignore[arg-type]
+            seed,
+            load_banks(
+                table, chosen.tokens, modalities=names, splits=("train", "valid"), memory_gb=chosen.train.memory_gb
+            ),
+            table.info.label,
+            chosen.model,
+            chosen.method_settings(method),
+            # Which other methods are compared says nothing about this one: adding one must not train the rest again.
+            chosen.train.model_copy(update={"methods": (method,)}),
+            out,
+            token_keys(table, chosen.tokens, names),
+            sample_ids={split: table.ids(split) for split in ("train", "valid")},
+            encoders=folders,
+            modalities=table.info.modalities,
+            ranks=ranks,
+        )
+    if ranks.first:
+        typer.echo(f"wrote {out}: validation monitor {config['validation']['monitor']:.4f}")
 
 
 def finetune(seed: Seed = 0, params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+import extract.engines.worker as worker
 import extract.extraction as extraction
 from cache.errors import CorruptCacheError, StaleCacheError, UserError
 from cache.store import TokenStore
@@ -66,13 +67,13 @@ def text_encoder(folder: Path, seed: int = 0) -> TextEncoder:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids in the order in which they are encoded."""
     seen: list[str] = []
-    encode = extraction.encode_items
+    encode = worker.encode_items
 
     def counting(encoder: Any, items: Any, precision: str) -> Any:
         seen.extend(item[0] for item in items)
         return encode(encoder, items, precision)
 
-    monkeypatch.setattr(extraction, "encode_items", counting)
+    monkeypatch.setattr(worker, "encode_items", counting)
     return seen
 
 

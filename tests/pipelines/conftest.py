@@ -1,14 +1,24 @@
-"""Parse commands without running them; run the command line inside a temporary project."""
+"""Parse commands without running them; run the command line; tiny checkouts of this project for whole pipelines."""
 
+import os
+import shutil
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import numpy as np
+import pandas as pd
 import pytest
 import typer
+import yaml
+
+from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
+from extract.task import LabelSpec
 
 ROOT = Path(__file__).parents[2]
+RAW_SAMPLES = 200
 
 
 @pytest.fixture(scope="session")
@@ -43,3 +53,118 @@ def run_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return (code if isinstance(code, int) else 0 if code is None else 1), out, err
 
     return run
+
+
+class Project:
+    """A copy of this project at a tiny size, with a data set of its own; what a member of a team has checked out."""
+
+    ENVIRONMENT: ClassVar = {
+        "OMP_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "DVC_NO_ANALYTICS": "1",
+        "GIT_AUTHOR_NAME": "member",
+        "GIT_AUTHOR_EMAIL": "member@example.org",
+        "GIT_COMMITTER_NAME": "member",
+        "GIT_COMMITTER_EMAIL": "member@example.org",
+    }
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.extra: dict[str, str] = {}
+
+    def start(self, *words: str) -> "subprocess.Popen[str]":
+        """Start a command in the checkout; `python` is the one of these tests."""
+        path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+        environment = {**os.environ, "PYTHONPATH": "", **self.ENVIRONMENT, "PATH": path, **self.extra}
+        return subprocess.Popen(
+            words, cwd=self.root, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+
+    def run(self, *words: str, code: int = 0) -> str:
+        """Run a command to its end and return what it printed."""
+        process = self.start(*words)
+        text = process.communicate()[0]
+        assert process.returncode == code, f"{words}: {process.returncode}\n{text}"
+        return text
+
+    def dvc(self, *words: str, code: int = 0) -> str:
+        """Run DVC."""
+        return self.run(sys.executable, "-m", "dvc", *words, code=code)
+
+    def selfmask(self, *words: str, code: int = 0) -> str:
+        """Run the command line."""
+        return self.run(sys.executable, "-m", "pipelines", *words, code=code)
+
+    def commit(self) -> None:
+        """Commit what git tracks: dvc.lock, code, parameters."""
+        self.run("git", "add", "-A")
+        self.run("git", "commit", "-qm", "state")
+
+    def cache(self, modality: str) -> Path:
+        """Return a token cache."""
+        return self.root / "data" / "toy" / "tokens" / f"{modality}.zarr"
+
+    def write_raw(self, samples: int) -> None:
+        """Write the raw data: a samples table of hourly series and notes; a larger one contains a smaller one."""
+        words = ["clear", "opacity", "left", "lung", "mild", "oedema", "normal", "heart", "unchanged", "large"]
+        rows = []
+        for number in range(samples):
+            draw = np.random.default_rng(number)
+            name = f"s{number:04d}"
+            label = float(number % 2)
+            series = draw.normal(label, 1, (8, 2)).astype(np.float32)
+            row = {"sample_id": name, "group_id": name, "label": label}
+            row["split"] = ("train", "train", "train", "valid", "valid", "test")[number // 2 % 6]
+            row |= {"vitals_array": series.ravel().tolist() if number % 5 else None, "vitals_shape": [8, 2]}
+            text = " ".join(draw.choice(words, int(draw.integers(3, 30))))
+            rows.append(row | {"note_text": text if number % 7 or number % 5 != 1 else None})
+        info = DatasetInfo(
+            name="toy",
+            label=LabelSpec(kind="binary", names=("death",)),
+            modalities=(
+                ModalitySpec(name="vitals", kind="timeseries", column="vitals_array", channels=("hr", "sbp")),
+                ModalitySpec(name="note", kind="text", column="note_text"),
+            ),
+        )
+        none = pd.DataFrame({"source_id": [], "step": [], "reason": []})
+        SamplesTable.write(self.root / "data" / "raw" / "toy", info, pd.DataFrame(rows), none)
+
+
+def tiny_params() -> dict[str, Any]:
+    """Return params.yaml for the toy data set."""
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    params["dataset"] = {"name": "toy", "raw": "data/raw/toy", "modalities": ["vitals", "note"]}
+    sections = ("fit", "extract", "model", "selfmask", "train", "joint", "evaluate")
+    params["datasets"]["toy"] = {
+        "options": {},
+        "encoders": {"vitals": "series_tiny", "note": "text_tiny"},
+        "settings": {name: {} for name in sections},
+    }
+    params["seeds"] = [0]
+    params["fit"] |= {"max_epochs": 1, "frozen_epochs": 0}
+    params["extract"] |= {"samples_per_part": 16, "batch_size": 8}
+    params["model"] |= {"width": 16, "heads": 2, "predictor_layers": 1, "dropout": 0.0}
+    params["train"] |= {"methods": ["selfmask"], "max_epochs": 3, "patience_epochs": 3, "batch_size": 32}
+    return params
+
+
+@pytest.fixture(scope="session")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a committed checkout whose tokens are extracted and pushed to a remote with `verify: true` beside it."""
+    base = tmp_path_factory.mktemp("team")
+    project = Project(base / "first")
+    project.root.mkdir()
+    for name in ("cache", "extract", "train", "pipelines"):
+        shutil.copytree(ROOT / name, project.root / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, project.root / name)
+    (project.root / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
+    project.write_raw(RAW_SAMPLES)
+    project.run("git", "init", "-q")
+    project.dvc("init", "-q")
+    project.dvc("remote", "add", "-d", "team", str(base / "remote"))
+    project.dvc("remote", "modify", "team", "verify", "true")
+    project.dvc("repro", "-q", "extract")
+    project.commit()
+    project.dvc("push", "-q")
+    return project

@@ -1,18 +1,22 @@
 """Stage two: it learns, resumes exactly, returns at once when finished, and never reads the test split."""
 
+import hashlib
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from cache.errors import UserError
+from cache.errors import StaleCacheError, UserError
+from cache.key import CacheKey
 from cache.reading import StoredSamples
+from cache.store import TokenStore
 from cache.streaming import StreamingBank
 from train.checkpoint import load_checkpoint
 from train.scoring import predict_bank, score, selection_metrics
-from train.stage import train_method
+from train.stage import require_current, train_method
 
 
 @pytest.fixture(scope="module")
@@ -163,3 +167,26 @@ def test_a_budget_that_is_not_used_changes_nothing(banks, settings, binary, tmp_
     first = run(banks, settings, binary, tmp_path, max_epochs=1)
     monkeypatch.setattr("train.stage.run_epochs", lambda *a, **k: pytest.fail("trained again"))
     assert run(banks, settings, binary, tmp_path, max_epochs=1, memory_gb=10.0) == first
+
+
+def test_tokens_of_another_encoder_are_refused_where_the_encoder_is_known(tmp_path):
+    weights = tmp_path / "encoder" / "model.safetensors"
+    table = SimpleNamespace(info=SimpleNamespace(modalities=[SimpleNamespace(name="ehr")]))
+    key = CacheKey(
+        encoder="toy",
+        options={},
+        weights_sha256=hashlib.sha256(b"fitted").hexdigest(),
+        preprocessing={},
+        precision="float32",
+        libraries={},
+        layout={},
+        pretrained_or_fitted=True,
+    )
+    TokenStore.create(tmp_path / "ehr.zarr", key, 4)
+    require_current(table, tmp_path, {"ehr": weights.parent})  # a checkout without encoders
+    weights.parent.mkdir()
+    weights.write_bytes(b"fitted")
+    require_current(table, tmp_path, {"ehr": weights.parent})
+    weights.write_bytes(b"fitted again")
+    with pytest.raises(StaleCacheError, match="selfmask extract ehr"):
+        require_current(table, tmp_path, {"ehr": weights.parent})

@@ -42,6 +42,8 @@ class Output:
     logits: Tensor
     losses: dict[str, Tensor] = field(default_factory=dict)
     extras: dict[str, Any] = field(default_factory=dict)
+    labelled: dict[str, float] = field(default_factory=dict)
+    """Weight in `loss` of each loss that is a mean over labelled entries; the others are means over samples."""
 
 
 @dataclass(frozen=True)

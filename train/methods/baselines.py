@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from cache.bank import TokenBatch
+from extract.ranks import draw_rows
 from extract.task import task_loss
 from train.config import ModelSettings
 from train.methods.base import Method, ModelSpec, Output, Tokens
@@ -26,7 +27,8 @@ class Baseline(Method):
         logits = self.predict(self.project(batch), observed, generator)
         if not self.training or batch.labels is None:
             return Output(logits)
-        return Output(logits, {"loss": task_loss(logits, batch.labels, self.spec.label)})
+        loss = task_loss(logits, batch.labels, self.spec.label)
+        return Output(logits, {"loss": loss}, labelled={"loss": 1.0})
 
     def simulate(self, observed: Tensor, generator: torch.Generator | None) -> Tensor:
         """Training missingness: the natural one."""
@@ -68,7 +70,7 @@ class RandomFill(Baseline):
 
     def _noise(self, name: str, like: Tensor, generator: torch.Generator | None) -> Tensor:
         if self.training:
-            return torch.randn(like.shape, generator=generator).to(like)
+            return draw_rows(torch.randn, like.shape, generator).to(like)
         stored: Tensor = getattr(self, f"noise_{name}")
         filled = torch.zeros_like(like)
         filled[:, : len(stored)] = stored

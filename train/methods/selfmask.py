@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from cache.bank import TokenBatch
+from extract.ranks import draw_rows
 from extract.task import task_loss
 from train.config import ModelSettings, SelfMaskSettings
 from train.ema import MovingAverage
@@ -117,7 +118,8 @@ class SelfMask(Method):
         if s.complete_task or s.distill:
             loss = loss + self._complete(tokens, natural, labels, logits, losses)
         spread = {f"target_sd/{m}": self._spread(tokens, natural, m) for m in self.spec.modalities}
-        return Output(logits, {"loss": loss, **losses, **spread}, {"masks": hard_obs, "observed": observed})
+        labelled = {"task": 1.0, **({"complete": s.complete_task} if "complete" in losses else {})}
+        return Output(logits, {"loss": loss, **losses, **spread}, {"masks": hard_obs, "observed": observed}, labelled)
 
     @property
     def _adversarial(self) -> bool:
@@ -133,7 +135,7 @@ class SelfMask(Method):
         """sigma = h(g_bar(...)) (eq. 3-4) or the scores of another mask policy; dict of [B, L_m]."""
         if self.settings.mask_policy == "random":
             return {
-                m: torch.rand(valid.shape, generator=generator).to(valid.device) for m, valid in tokens.valid.items()
+                m: draw_rows(torch.rand, valid.shape, generator).to(valid.device) for m, valid in tokens.valid.items()
             }
         sequence, valid = self.assemble(tokens.values, tokens, observed)
         sequence = sequence.detach()

@@ -1,0 +1,78 @@
+"""`torchrun`: two processes give the loss curve of one, go on after a kill, and end clearly when one is lost."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+TOLERANCE = 1e-5
+
+
+@pytest.fixture
+def project(extracted: Any, tmp_path: Path) -> Any:
+    """Return a copy of the extracted checkout that may be changed."""
+    shutil.copytree(extracted.root, tmp_path / "project")
+    return type(extracted)(tmp_path / "project")
+
+
+def train(project: Any, processes: int, *words: str) -> Any:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    start = launcher if processes > 1 else []
+    return project.start(sys.executable, *start, "-m", "pipelines", "train", "selfmask", "--seed", "0", *words)
+
+
+def finish(process: Any) -> str:
+    text: str = process.communicate()[0]
+    assert process.returncode == 0, text
+    return text
+
+
+def curve(project: Any) -> list[dict[str, float]]:
+    found: list[dict[str, float]] = json.loads((project.root / "models/toy/selfmask/seed0/history.json").read_text())
+    return found
+
+
+def largest_difference(one: list[dict[str, float]], two: list[dict[str, float]]) -> float:
+    assert [sorted(epoch) for epoch in one] == [sorted(epoch) for epoch in two]
+    names = [name for name in one[0] if not name.startswith("target_sd")]  # logged alone: a mean of the ranks'
+    return max(abs(a[name] - b[name]) for a, b in zip(one, two, strict=True) for name in names)
+
+
+def test_two_processes_have_the_curve_of_one_and_finish_what_one_began(project: Any) -> None:
+    finish(train(project, 1))
+    one = curve(project)
+    assert one[-1]["loss"] < one[0]["loss"]
+    shutil.rmtree(project.root / "models/toy/selfmask")
+    text = finish(train(project, 2))
+    assert text.count("wrote models") == 1, "only the first rank speaks"
+    two = curve(project)
+    difference = largest_difference(one, two)
+    print(f"largest difference over {len(one)} epochs: {difference:.2e}")  # noqa: T201
+    assert difference < TOLERANCE
+    state = project.root / "models/toy/selfmask/seed0/state.pt"
+    assert state.exists()
+
+
+def test_a_lost_rank_ends_the_run_and_the_next_run_goes_on(project: Any) -> None:
+    finish(train(project, 2, "--set", "train.max_epochs=12", "--set", "train.patience_epochs=12"))
+    whole = curve(project)
+    shutil.rmtree(project.root / "models/toy/selfmask")
+    long = ("--set", "train.max_epochs=12", "--set", "train.patience_epochs=12")
+    running = train(project, 2, *long)
+    state = project.root / "models/toy/selfmask/seed0/state.pt"
+    while not state.exists():
+        assert running.poll() is None, running.communicate()[0]
+    ranks = psutil.Process(running.pid).children(recursive=True)
+    next(rank for rank in ranks if rank.environ().get("RANK") == "1").kill()
+    text = running.communicate()[0]
+    assert running.returncode != 0
+    assert "lost another rank of this run" in text or "SIGKILL" in text, text
+    assert not (state.parent / "config.json").exists()
+    text = finish(train(project, 2, *long))
+    assert "epoch 1/12" not in text, "it began anew"
+    assert largest_difference(whole, curve(project)) < TOLERANCE

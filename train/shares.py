@@ -1,0 +1,77 @@
+"""A rank's share of a global batch: its tokens, and what its losses count in those of the whole batch.
+
+A share is padded as the whole batch would be, so that draws by token have the shape that they have in one process. A
+rank that gets nothing of an uneven last batch computes one row and counts it zero, so that all ranks step together.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from cache.bank import TokenBank, TokenBatch
+from extract.ranks import Ranks, Share
+from train.methods.base import Output
+from train.scoring import move
+
+
+@dataclass(frozen=True)
+class SharedBatch:
+    """The rows of one rank, and the weights of their means: over samples, and over labelled entries."""
+
+    tokens: TokenBatch
+    share: Share
+    label_weight: float
+
+    def to(self, device: torch.device) -> "SharedBatch":
+        """Return the batch on `device`."""
+        return replace(self, tokens=move(self.tokens, device))
+
+    def weighted(self, output: Output) -> dict[str, Tensor]:
+        """Return the losses so that they, and their gradients, add up over the ranks to those of the whole batch.
+
+        `target_sd/...`, a deviation that is logged alone, becomes the mean of the ranks' deviations.
+        """
+        losses = output.losses
+        if self.share.weight == 1 and self.label_weight == 1:
+            return losses
+        labelled = sum(
+            (weight * losses[name] for name, weight in output.labelled.items()), torch.zeros_like(losses["loss"])
+        )
+        weighted = {
+            name: loss * (self.label_weight if name in output.labelled else self.share.weight)
+            for name, loss in losses.items()
+        }
+        total = (losses["loss"] - labelled) * self.share.weight + labelled * self.label_weight
+        return {**weighted, "loss": total}
+
+
+def whole_share(batch: TokenBatch) -> SharedBatch:
+    """Return the batch of a single process."""
+    rows = len(batch.observed)
+    return SharedBatch(batch, Share(0, rows, rows), 1.0)
+
+
+def gather_share(bank: TokenBank, rows: Tensor, ranks: Ranks) -> SharedBatch:
+    """Gather this rank's rows of the global batch `rows`, int64 [B]."""
+    share = ranks.share(len(rows))
+    batch = bank.batch(rows[share.first : max(share.last, share.first + 1)])
+    if ranks.size == 1:
+        return SharedBatch(batch, share, 1.0)
+    longest = {m: max(1, int(bank.lengths[m][rows.cpu()].max())) for m in batch.modalities}
+    return SharedBatch(_padded(batch, longest), share, _label_weight(bank, rows, share))
+
+
+def _label_weight(bank: TokenBank, rows: Tensor, share: Share) -> float:
+    if bank.labels is None:
+        return share.weight
+    known = torch.isfinite(bank.labels[rows.cpu()])
+    return float(known[share.first : share.last].sum() / known.sum().clamp(min=1))
+
+
+def _padded(batch: TokenBatch, longest: dict[str, int]) -> TokenBatch:
+    def pad(values: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {m: F.pad(v, (0, 0) * (v.dim() - 2) + (0, longest[m] - v.shape[1])) for m, v in values.items()}
+
+    return replace(batch, tokens=pad(batch.tokens), valid=pad(batch.valid), maskable=pad(batch.maskable))
