@@ -56,6 +56,7 @@ class _Flat:
     maskable: Tensor  # bool [tokens + 1]
     starts: Tensor  # int64 [N]
     lengths: Tensor  # int64 [N]
+    scales: Tensor | None = None  # float32 [tokens + 1], of int8 tokens
 
 
 class TokenBank:
@@ -120,6 +121,8 @@ class TokenBank:
             valid[name] = place[None] < lengths[:, None]
             index = torch.where(valid[name], flat.starts[device_rows, None] + place, len(flat.tokens) - 1)
             tokens[name] = flat.tokens[index].float()
+            if flat.scales is not None:
+                tokens[name] *= flat.scales[index][..., None]
             maskable[name] = flat.maskable[index]
         labels = None if self.labels is None else self.labels[host_rows].to(self.device)
         return TokenBatch(tokens, valid, maskable, self.observed[host_rows].to(self.device), labels)
@@ -141,7 +144,7 @@ def _flat_of(samples: Sequence[SampleTokens | None], width: int, device: torch.d
 def _load_flat(store: TokenStore, sample_ids: Sequence[str], device: torch.device | str) -> _Flat:
     found = store.locate(sample_ids)
     starts, lengths = np.zeros(len(found), np.int64), np.zeros(len(found), np.int64)
-    tokens, flags, total = [], [], 0
+    tokens, flags, scales, total = [], [], [np.zeros(0, np.float32)], 0
     by_part: dict[str, list[tuple[int, Place]]] = {}
     for row, place in enumerate(found):
         if place is not None:
@@ -155,12 +158,17 @@ def _load_flat(store: TokenStore, sample_ids: Sequence[str], device: torch.devic
             starts[row], lengths[row] = total, end - start
             tokens.append(np.asarray(part.tokens[start:end]))  # a view of the mapped file: copied once, below
             flags.append(part.maskable[start:end])
+            if part.scales is not None:
+                scales.append(part.scales[start:end])
             total += end - start
     return _Flat(
         _as_tensor([*tokens, np.zeros((1, store.width), stored_dtype(store.dtype))], store.dtype).to(device),
         torch.from_numpy(np.concatenate([*flags, np.zeros(1, bool)])).to(device),
         torch.from_numpy(starts).to(device),
         torch.from_numpy(lengths).to(device),
+        torch.from_numpy(np.concatenate([*scales, np.zeros(1, np.float32)])).to(device)
+        if store.dtype == "int8"
+        else None,
     )
 
 

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from cache.errors import CorruptCacheError
+from cache.location import Location, Somewhere, map_all
 from cache.publish import fingerprint, write_json
 
 REMEDY = "Pull it again (`dvc pull`), or remove this cache folder and run `selfmask extract`."
-PART_REMEDY = "Pull it again (`dvc pull`), or remove the part's manifest entry and run `selfmask extract`."
+PART_REMEDY = "Pull it again (`dvc pull`), or run `selfmask cache verify --repair`, then `selfmask extract`."
+LOST_REMEDY = "Pull them again (`dvc pull`), or run `selfmask extract`, which encodes exactly the lost samples."
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -23,7 +25,7 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "digest": fingerprint(dict(content))}
 
 
-def unseal(document: Any, path: Path, remedy: str = REMEDY) -> dict[str, Any]:
+def unseal(document: Any, path: Location, remedy: str = REMEDY) -> dict[str, Any]:
     """Return the content of a sealed document; `path` is for the message.
 
     Raises:
@@ -40,7 +42,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, seal(content))
 
 
-def read_json(path: Path, remedy: str = REMEDY) -> Any:
+def read_json(path: Location, remedy: str = REMEDY) -> Any:
     """Return the JSON in `path`; CorruptCacheError when it is none."""
     try:
         return json.loads(path.read_bytes())
@@ -48,7 +50,7 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
         raise CorruptCacheError(f"{path} is damaged: it is not JSON. {remedy}") from error
 
 
-def read_sealed(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
+def read_sealed(path: Location, remedy: str = REMEDY) -> dict[str, Any]:
     """Return the content of a sealed document.
 
     Raises:
@@ -57,21 +59,27 @@ def read_sealed(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
     return unseal(read_json(path, remedy), path, remedy)
 
 
-def read_entries(store: Path, cache_digest: str) -> list[dict[str, Any]]:
+def read_entries(store: Location, cache_digest: str) -> list[dict[str, Any]]:
     """Return the manifest entries, ordered by part id.
 
     Raises:
         CorruptCacheError: an entry is damaged, misnamed or belongs to a cache of another key, width or type.
     """
-    return [read_entry(path, cache_digest) for path in entry_paths(store)]
+    remote = not isinstance(store, Path)
+    return map_all(lambda path: read_entry(path, cache_digest), entry_paths(store), parallel=remote)
 
 
-def entry_paths(store: Path) -> list[Path]:
+def entry_paths(store: Somewhere) -> list[Somewhere]:
     """Return the paths of the manifest entries, ordered by part id."""
-    return sorted((store / "manifest").glob("*.json"))
+    return _documents(store / "manifest")
 
 
-def read_entry(path: Path, cache_digest: str) -> dict[str, Any]:
+def failure_paths(store: Somewhere) -> list[Somewhere]:
+    """Return the paths of the records of failures, ordered by name."""
+    return _documents(store / "failures")
+
+
+def read_entry(path: Location, cache_digest: str) -> dict[str, Any]:
     """Read one manifest entry; errors as of `read_entries`."""
     entry = read_sealed(path, PART_REMEDY)
     if entry.get("part") != path.stem:
@@ -81,7 +89,7 @@ def read_entry(path: Path, cache_digest: str) -> dict[str, Any]:
     return entry
 
 
-def read_view(store: Path) -> dict[str, str] | None:
+def read_view(store: Location) -> dict[str, str] | None:
     """Return id to digest of the complete extraction, None before the first has completed."""
     path = store / "view.json"
     return dict(read_sealed(path)["samples"]) if path.exists() else None
@@ -98,10 +106,14 @@ def write_failures(store: Path, failures: Mapping[str, tuple[str, str]]) -> None
     write_sealed(store / "failures" / f"{uuid.uuid4().hex}.json", {"records": records})
 
 
-def read_failures(store: Path) -> dict[tuple[str, str], str]:
+def read_failures(store: Location) -> dict[tuple[str, str], str]:
     """Return the reason of every recorded (id, digest); of duplicates the first by file name."""
     found: dict[tuple[str, str], str] = {}
-    for path in sorted((store / "failures").glob("*.json")):
+    for path in failure_paths(store):
         for record in read_sealed(path)["records"]:
             found.setdefault((record["id"], record["digest"]), record["reason"])
     return found
+
+
+def _documents(folder: Any) -> list[Any]:
+    return sorted(folder.glob("*.json"), key=lambda path: str(path.name))

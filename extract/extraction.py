@@ -20,6 +20,7 @@ from rich.console import Console
 from cache.errors import CorruptCacheError, StaleCacheError
 from cache.key import CacheKey
 from cache.parts import SampleTokens
+from cache.pending import PendingPart
 from cache.publish import file_sha256
 from cache.store import TokenStore
 from extract.config import ExtractSettings
@@ -61,24 +62,28 @@ def extract_modality(
         table: samples table.
         modality: which one.
         encoder_folder: fitted encoder.
-        extract: batch size, precisions, part size.
+        extract: batch size, precisions, compression, part size.
         out: `<modality>.zarr`.
         replace: remove a cache of another key instead of refusing it (the pipeline's own output).
 
     Raises:
         StaleCacheError: the cache has another key and `replace` is false.
+        CorruptCacheError: the cache's root is damaged; other damage is moved aside and encoded again.
     """
     encoder = load_encoder(encoder_folder)
     encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-    store = _open(out, cache_key(encoder, encoder_folder, extract.precision), encoder.width, extract.dtype, replace)
+    store = _open(out, cache_key(encoder, encoder_folder, extract.precision), encoder.width, extract, replace)
     rows = {str(row["sample_id"]): row for _, row in table.frame.iterrows()}
     digests = {i: value_digest(table, row, modality) for i, row in rows.items()}
     wanted = {i: digest for i, digest in digests.items() if digest is not None}
     todo = store.missing_from(wanted)
     progress = _Progress(modality, len(todo))
-    for start in range(0, len(todo), extract.samples_per_part):
-        ids = todo[start : start + extract.samples_per_part]
-        _extract_part(table, modality, encoder, extract, store, {i: (rows[i], wanted[i]) for i in ids}, progress)
+    pending = PendingPart(store, int(extract.part_megabytes * 1e6), extract.part_minutes * 60)
+    block = extract.batch_size * extract.sorted_batches
+    for start in range(0, len(todo), block):
+        samples = {i: (rows[i], wanted[i]) for i in todo[start : start + block]}
+        _extract_block(table, modality, encoder, extract, samples, pending, progress)
+    pending.publish()
     store.publish_view(wanted)
     have = store.places()  # a recorded failure may belong to content that has been repaired since
     unreadable = sum((i, digest) not in have for i, digest in wanted.items())
@@ -86,17 +91,17 @@ def extract_modality(
     return {"modality": modality, "encoded": fresh, "samples": len(wanted), "unreadable": unreadable}
 
 
-def _open(out: Path, key: CacheKey, width: int, dtype: str, replace: bool) -> TokenStore:
+def _open(out: Path, key: CacheKey, width: int, extract: ExtractSettings, replace: bool) -> TokenStore:
     try:
-        store = TokenStore.create(out, key, width, dtype)
-        if store.dtype != dtype:
-            raise StaleCacheError(f"{out} stores {store.dtype}, wanted {dtype}. Run `selfmask extract` again.")
-        return store
-    except (StaleCacheError, CorruptCacheError):
+        return TokenStore.create(out, key, width, extract.dtype, extract.compression)
+    except StaleCacheError:
         if not replace or not _is_token_cache(out):  # never delete a folder of something else
             raise
         shutil.rmtree(out)
-        return TokenStore.create(out, key, width, dtype)
+    except CorruptCacheError:
+        for line in TokenStore.open(out, check=False).verify(repair=True).repaired:
+            Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
+    return TokenStore.create(out, key, width, extract.dtype, extract.compression)
 
 
 def _is_token_cache(path: Path) -> bool:
@@ -107,31 +112,26 @@ def _is_token_cache(path: Path) -> bool:
     return "selfmask" in attributes
 
 
-def _extract_part(
+def _extract_block(
     table: SamplesTable,
     modality: str,
     encoder: Encoder,
     extract: ExtractSettings,
-    store: TokenStore,
     samples: Mapping[str, tuple[Any, str]],
+    pending: PendingPart,
     progress: "_Progress",
 ) -> None:
     items: list[Item] = []
-    failures: dict[str, tuple[str, str]] = {}
     for sample_id, (row, digest) in samples.items():
         try:
             items.append((sample_id, digest, encoder.preprocess(read_value(table, row, modality))))
         except UnreadableValue as error:
-            failures[sample_id] = (digest, str(error))
+            pending.failures[sample_id] = (digest, str(error))
     items.sort(key=lambda item: len(next(iter(item[2].values()))))
-    encoded: list[SampleTokens] = []
     for start in range(0, len(items), extract.batch_size):
-        encoded += encode_items(encoder, items[start : start + extract.batch_size], extract.precision)
-        progress.update(len(encoded) - progress.in_part)
-        progress.in_part = len(encoded)
-    progress.in_part = 0
-    store.append(encoded)
-    store.record_failures(failures)
+        batch = items[start : start + extract.batch_size]
+        pending.add(encode_items(encoder, batch, extract.precision))
+        progress.update(len(batch))
 
 
 @torch.no_grad()
@@ -156,7 +156,7 @@ class _Progress:
     EVERY_S = 5.0
 
     def __init__(self, modality: str, total: int) -> None:
-        self.modality, self.total, self.done, self.in_part = modality, total, 0, 0
+        self.modality, self.total, self.done = modality, total, 0
         self.started = self.last = time.monotonic()
         self.console = Console(stderr=True)
 
