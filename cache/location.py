@@ -55,28 +55,28 @@ class RemotePath:
 
     def is_file(self) -> bool:
         """Tell whether there is a file."""
-        with _reading(self):
+        with reaching(self):
             return bool(self.filesystem.isfile(self.path))
 
     def exists(self) -> bool:
         """Tell whether there is anything."""
-        with _reading(self):
+        with reaching(self):
             return bool(self.filesystem.exists(self.path))
 
     def read_bytes(self) -> bytes:
         """Return the content; FileNotFoundError when there is none."""
-        with _reading(self):
+        with reaching(self):
             return bytes(self.filesystem.cat_file(self.path))
 
     def read_range(self, start: int, end: int) -> bytes:
         """Return bytes [start, end)."""
-        with _reading(self):
+        with reaching(self):
             return bytes(self.filesystem.cat_file(self.path, start=start, end=end))
 
     def glob(self, pattern: str) -> list["RemotePath"]:
         """Return the files directly below whose name matches."""
         try:
-            with _reading(self):
+            with reaching(self):
                 found = self.filesystem.ls(self.path, detail=False)
         except FileNotFoundError:  # an object store has no empty folders
             return []
@@ -110,7 +110,7 @@ def sizes(folder: Location) -> dict[str, int]:
     """Return the bytes of every file below a folder, by its path relative to it; empty if there is none."""
     if isinstance(folder, Path):
         return {p.relative_to(folder).as_posix(): p.stat().st_size for p in _files(folder)}
-    with _reading(folder):
+    with reaching(folder):
         found = folder.filesystem.find(folder.path, detail=True)
     start = len(folder.path) + 1
     return {str(name)[start:]: int(facts["size"]) for name, facts in found.items()}
@@ -166,17 +166,17 @@ def _files(folder: Path) -> Iterator[Path]:
 def _opened(path: Location) -> Any:
     if isinstance(path, Path):
         return path.open("rb")
-    with _reading(path):
+    with reaching(path):
         return path.filesystem.open(path.path, "rb", block_size=RANGE_BYTES)
 
 
 @contextmanager
-def _reading(path: RemotePath) -> Iterator[None]:
-    """Say in one line why a URL cannot be read: filesystems raise errors of their own packages."""
+def reaching(path: RemotePath) -> Iterator[None]:
+    """Say in one line why a URL cannot be reached: filesystems raise errors of their own packages."""
     try:
         yield
     except FileNotFoundError:
         raise
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"
-        raise UserError(f"{path} cannot be read ({reason}). Check the address and your credentials.") from error
+        raise UserError(f"{path} cannot be reached ({reason}). Check the address and your credentials.") from error

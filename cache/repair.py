@@ -94,11 +94,14 @@ def _repair_parts(store: Path, identity: str, dtype: str) -> Iterator[str]:
         folder = store / "parts" / entry["part"]
         for stray in _strays(folder, entry):
             yield f"{stray}: not in the manifest, moved to {_set_aside(store, stray)}"
-        damaged = [name for name in damaged_files(store, entry) if not _restore_document(store, entry, dtype, name)]
-        if damaged:
+        damaged = damaged_files(store, entry)
+        restored = [name for name in damaged if _restore_document(store, entry, dtype, name)]
+        yield from (f"{folder / name}: written again" for name in restored)
+        lost = len(damaged) - len(restored)
+        if lost:
             _set_aside_part(store, entry)
             yield (
-                f"{folder}: {len(damaged)} damaged or absent files, moved with its {entry['samples']} samples to "
+                f"{folder}: {lost} damaged or absent files, moved with its {entry['samples']} samples to "
                 f"{store / QUARANTINE}. Run `selfmask extract`, which encodes those that no other part holds."
             )
 

@@ -1,6 +1,5 @@
 """Looking after token caches: info and verify."""
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -8,11 +7,11 @@ import typer
 from pipelines.commands.options import AsJson, show
 
 app = typer.Typer(help="Look after token caches.", no_args_is_help=True)
-CachePath = Annotated[Path, typer.Argument(help="A <modality>.zarr folder.")]
+CachePlace = Annotated[str, typer.Argument(help="A <modality>.zarr folder, or its URL (s3://...).", metavar="CACHE")]
 
 
 @app.command()
-def info(path: CachePath, as_json: AsJson = False) -> None:
+def info(path: CachePlace, as_json: AsJson = False) -> None:
     """Show what a cache holds and what its tokens depend on."""
     from cache.store import TokenStore
 
@@ -24,8 +23,11 @@ def info(path: CachePath, as_json: AsJson = False) -> None:
 
 @app.command()
 def verify(
-    path: CachePath,
+    path: CachePlace,
     clean: Annotated[bool, typer.Option("--clean", help="Remove unpublished parts older than a day.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Restore what can be, move what is damaged to CACHE/quarantine.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check every checksum of a cache; exits with 1 when something is wrong."""
@@ -33,10 +35,8 @@ def verify(
 
     from cache.store import TokenStore
 
-    report = TokenStore.open(path).verify(clean)
-    text = "\n".join(
-        [*report.problems, f"{report.parts} parts, {report.samples} samples, {report.orphans} unpublished parts"]
-    )
-    show(asdict(report), as_json, text)
+    report = TokenStore.open(path, check=False).verify(clean, repair)
+    counts = f"{report.parts} parts, {report.samples} samples, {report.orphans} unpublished parts"
+    show(asdict(report), as_json, "\n".join([*report.repaired, *report.problems, counts]))
     if report.problems:
         raise typer.Exit(1)

@@ -1,15 +1,18 @@
 """Writers killed with SIGKILL at any instant: published parts are good, and the work is resumed to its end."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cache.parts import read_identities
 from cache.store import SampleTokens, TokenStore
 
 WRITER = """
@@ -23,20 +26,21 @@ key = CacheKey(encoder="e", options={}, weights_sha256="0", preprocessing={}, pr
                layout={}, pretrained_or_fitted=True)
 store = TokenStore.create(Path(sys.argv[1]), key, 64, "float32")
 print("ready", flush=True)
-wanted = {f"s{i}": "d" for i in range(int(sys.argv[2]))}
+share, shares = int(sys.argv[3]), int(sys.argv[4])
+wanted = {f"s{i}": "d" for i in range(int(sys.argv[2])) if i % shares == share}
 for i in store.missing_from(wanted):
     tokens = np.full((50, 64), float(i[1:]), np.float32)
     store.append([SampleTokens(i, "d", tokens, np.ones(50, bool))])
-store.publish_view(wanted)
+if shares == 1:
+    store.publish_view(wanted)
 """
 SAMPLES = 20
 
 
-def start(path: Path) -> "subprocess.Popen[str]":
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), str(SAMPLES)], cwd=root, stdout=subprocess.PIPE, text=True
-    )
+def start(path: Path, samples: int = SAMPLES, share: int = 0, shares: int = 1) -> "subprocess.Popen[str]":
+    """Start a process that writes every `shares`th sample, each as a part."""
+    words = [sys.executable, "-c", WRITER, str(path), *map(str, (samples, share, shares))]
+    return subprocess.Popen(words, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
 
 
 def wait_for_parts(path: Path, count: int, writer: "subprocess.Popen[str]") -> None:
@@ -99,3 +103,43 @@ def test_a_kill_between_the_steps_of_publishing_leaves_the_part_unpublished(
     assert filled.verify().orphans == 2
     filled.append([sample])
     assert filled.missing_from({"new": "d"}) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_fifty_kills_of_four_writers_lose_and_double_nothing(tmp_path: Path) -> None:
+    """Each of four processes writes its share; a random one is killed at a random instant and started again."""
+    path, shares, samples, kills = tmp_path / "m.zarr", 4, 2000, 0
+    chosen = random.Random(int(os.environ.get("SELFMASK_KILL_SEED", "0")))
+    writers = [start(path, samples, share, shares) for share in range(shares)]
+    for writer in writers:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "ready\n"
+    published: set[str] = set()
+    while kills < 50:
+        time.sleep(chosen.uniform(0, 0.1))
+        share = chosen.randrange(shares)
+        if writers[share].poll() is None:
+            writers[share].kill()
+            kills += 1
+        assert writers[share].wait() in (0, -signal.SIGKILL)
+        writers[share].stdout.close()  # type: ignore[union-attr]
+        now = {file.stem for file in (path / "manifest").glob("*.json")}
+        assert published <= now, "a published part was lost"
+        published = now
+        writers[share] = start(path, samples, share, shares)
+        assert writers[share].stdout.readline() == "ready\n"  # type: ignore[union-attr]
+        if kills % 10 == 0:
+            assert TokenStore.open(path).verify().problems == []
+    assert len(published) < samples, "the writers had finished before the last kill"
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    store = TokenStore.open(path)
+    copies = Counter(i for entry in store.entries() for i, _ in read_identities(path, entry))
+    assert copies == Counter(f"s{n}" for n in range(samples))
+    store.publish_view({f"s{n}": "d" for n in range(samples)})
+    assert store.verify().problems == []
+    for number, sample in enumerate(store.read([f"s{n}" for n in range(samples)])):
+        np.testing.assert_array_equal(sample.tokens, np.full((50, 64), number))
