@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -109,7 +109,7 @@ def locate(place: str | Path | RemotePath) -> Location:
 def sizes(folder: Location) -> dict[str, int]:
     """Return the bytes of every file below a folder, by its path relative to it; empty if there is none."""
     if isinstance(folder, Path):
-        return {p.relative_to(folder).as_posix(): p.stat().st_size for p in _files(folder)}
+        return dict(_local_sizes(folder))
     with reaching(folder):
         found = folder.filesystem.find(folder.path, detail=True)
     start = len(folder.path) + 1
@@ -159,8 +159,12 @@ def _fetch(path: RemotePath, count: int) -> np.ndarray | None:
     return content if all(map_all(fetch, starts, parallel=len(starts) > 1)) else None
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    return (Path(root, name) for root, _, names in os.walk(folder) for name in names)
+def _local_sizes(folder: Path) -> Iterator[tuple[str, int]]:
+    for root, _, names in os.walk(folder):
+        for name in names:
+            path = Path(root, name)
+            with suppress(FileNotFoundError):  # a writer has just renamed its temporary folder
+                yield path.relative_to(folder).as_posix(), path.stat().st_size
 
 
 def _opened(path: Location) -> Any:

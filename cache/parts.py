@@ -9,6 +9,7 @@ checked at every reading, since a wrong offset would move tokens to another samp
 import shutil
 import uuid
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cache.location import Location
 from cache.manifest import write_sealed
 from cache.metadata import part_documents
 from cache.precision import fits, from_stored, quantise, stored_dtype, to_stored
-from cache.publish import file_sha256, fingerprint, publish_folder
+from cache.publish import file_sha256, fingerprint, flush, publish_folder
 
 TOKENS, SCALES, OFFSETS, MASKABLE = "tokens", "scales", "offsets", "maskable"
 IDS, DIGESTS = "samples/ids", "samples/digests"
@@ -69,8 +70,9 @@ def write_part(
     entry = store / "manifest" / f"{part_id}.json"
     try:
         specs = _write_files(temporary, cache_digest, arrays, dtype, compression)
+        files = _flush_and_list(temporary, chunk_name(TOKENS, 2))
         publish_folder(temporary, final)
-        write_sealed(entry, entry_of(final, cache_digest, specs, int(arrays[OFFSETS][-1])))
+        write_sealed(entry, entry_of(part_id, cache_digest, specs, int(arrays[OFFSETS][-1]), files))
     except OSError:
         shutil.rmtree(temporary, ignore_errors=True)
         if not entry.exists():
@@ -111,21 +113,31 @@ def read_identities(store: Location, entry: dict[str, Any]) -> list[tuple[str, s
     return list(zip(ids, digests, strict=True))
 
 
-def entry_of(part: Path, cache_digest: str, specs: Mapping[str, Mapping[str, Any]], tokens: int) -> dict[str, Any]:
-    """Return the manifest entry of a part whose files are complete."""
-    files = {
+def list_files(part: Path) -> dict[str, dict[str, Any]]:
+    """Return bytes and checksum of every file of a part."""
+    return {
         path.relative_to(part).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(part.rglob("*"))
         if path.is_file()
     }
+
+
+def entry_of(
+    part_id: str,
+    cache_digest: str,
+    specs: Mapping[str, Mapping[str, Any]],
+    tokens: int,
+    files: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+    """Return the manifest entry of a part whose files, as `list_files` gives them, are complete."""
     return {
-        "part": part.name,
+        "part": part_id,
         "cache": cache_digest,
         "samples": specs[OFFSETS]["shape"][0] - 1,
         "tokens": tokens,
         "bytes": sum(file["bytes"] for file in files.values()),
         "arrays": dict(specs),
-        "files": files,
+        "files": dict(files),
     }
 
 
@@ -134,6 +146,16 @@ def part_attributes(arrays: Mapping[str, np.ndarray], cache_digest: str, dtype: 
     digests = {name: f"{google_crc32c.extend(0, np.ascontiguousarray(a)):08x}" for name, a in arrays.items()}
     samples = len(arrays[OFFSETS]) - 1
     return {"cache": cache_digest, "samples": samples, "dtype": dtype, "content_digest": fingerprint(digests)}
+
+
+def _flush_and_list(part: Path, largest: str) -> dict[str, dict[str, Any]]:
+    """Compute the checksums while the disk takes the largest file: one waits for the processor, one for the disk."""
+    with ThreadPoolExecutor(1) as pool:
+        flushed = pool.submit(flush, part / largest) if (part / largest).exists() else None
+        files = list_files(part)
+        if flushed is not None:
+            flushed.result()
+    return files
 
 
 def _write_files(

@@ -38,20 +38,23 @@ def fits(values: np.ndarray, dtype: str) -> bool:
 
 def to_stored(values: np.ndarray, dtype: str) -> np.ndarray:
     """Round finite float32 values to a floating-point type; values beyond its range become infinite."""
-    if dtype != "bfloat16":
-        with np.errstate(over="ignore"):
-            return values.astype(stored_dtype(dtype))
-    bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
-    rounded = bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))  # round to nearest even
-    return (rounded >> np.uint32(16)).astype(np.uint16)
+    if dtype == "float32":
+        return np.asarray(values, np.float32)
+    import torch  # here, since readers do not need it; it rounds three times as fast as NumPy
+
+    exact = torch.from_numpy(np.require(values, np.float32, ["C", "W"]))
+    rounded = exact.to(torch.bfloat16 if dtype == "bfloat16" else torch.float16)
+    return np.asarray(rounded.view(torch.int16).numpy()).view(stored_dtype(dtype))
 
 
 def quantise(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Round finite float32 tokens [T, D] to int8; returns int8 [T, D] and the tokens' scales, float32 [T]."""
-    largest: np.ndarray = np.abs(values).max(axis=1, initial=0)
+    largest: np.ndarray = np.maximum(values.max(axis=1, initial=0), -values.min(axis=1, initial=0))
     scales = (largest / np.float32(INT8_LARGEST)).astype(np.float32)
     divisors = np.where(scales > 0, scales, np.float32(1))[:, None]  # a token of zeros has scale zero
-    rounded: np.ndarray = np.rint(values / divisors).clip(-INT8_LARGEST, INT8_LARGEST)
+    rounded: np.ndarray = values / divisors
+    np.rint(rounded, out=rounded)
+    np.clip(rounded, -INT8_LARGEST, INT8_LARGEST, out=rounded)  # beyond it only where a scale is subnormal
     return rounded.astype(np.int8), scales
 
 

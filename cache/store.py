@@ -115,8 +115,9 @@ class TokenStore:
             raise UserError(f"There is no token cache at {location}. Run `selfmask extract`.")
         store = cls(location, *read_root(location))
         if check:
-            found = sizes(location / "parts")
-            for entry in store.entries():
+            entries = store.entries()
+            found = sizes(location / "parts")  # after the entries: a part is there before its entry
+            for entry in entries:
                 check_sizes(location, entry, found)
         return store
 

@@ -179,6 +179,38 @@ def test_a_stale_cache_is_refused_or_replaced_without_showing_the_vocabulary(tmp
     assert extract_modality(data, "txt", tmp_path / "two", SETTINGS, out)["encoded"] == 0
 
 
+def test_a_damaged_part_is_moved_aside_and_its_samples_alone_are_encoded(tmp_path: Path, encoded: list[str]) -> None:
+    text_encoder(tmp_path / "encoder")
+    data, out = table(tmp_path / "samples", [*NOTES, "last one"]), tmp_path / "txt.zarr"
+    extract_modality(data, "txt", tmp_path / "encoder", SETTINGS, out)
+    store = TokenStore.open(out)
+    ids, place = [f"s{n}" for n in range(6)], store.locate(["s0"])[0]
+    assert place is not None
+    expected = {sample.sample_id: sample.tokens for sample in store.read(ids)}
+    lost = sorted(i for i, other in zip(ids, store.locate(ids), strict=True) if other and other.part == place.part)
+    chunk = out / "parts" / place.part / "tokens/c/0/0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    encoded.clear()
+    extract_modality(data, "txt", tmp_path / "encoder", SETTINGS, out, replace=True)
+    assert sorted(encoded) == lost
+    assert list((out / "quarantine").glob(f"*-{place.part}/tokens"))
+    assert TokenStore.open(out).verify().problems == []
+    for sample in TokenStore.open(out).read(ids):
+        assert np.allclose(sample.tokens, expected[sample.sample_id], atol=1e-5)
+
+
+def test_compression_and_type_are_settings(tmp_path: Path) -> None:
+    text_encoder(tmp_path / "encoder")
+    data = table(tmp_path / "samples", [*NOTES, "last one"])
+    for dtype, compression in (("int8", "none"), ("float32", "zstd")):
+        chosen = SETTINGS.model_copy(update={"dtype": dtype, "compression": compression})
+        out = tmp_path / f"{dtype}.zarr"
+        extract_modality(data, "txt", tmp_path / "encoder", chosen, out)
+        store = TokenStore.open(out)
+        assert store.dtype == dtype
+        assert {e["arrays"]["tokens"].get("compression", "none") for e in store.entries()} == {compression}
+
+
 def test_replace_never_deletes_a_folder_that_is_no_token_cache(tmp_path: Path) -> None:
     text_encoder(tmp_path / "encoder")
     data, out = table(tmp_path / "samples", [*NOTES, "last one"]), tmp_path / "other.zarr"
