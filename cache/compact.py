@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.contents import PART_BYTES, Identity, batches, identities_by_part, stored_samples, token_bytes
+from cache.contents import PART_BYTES, Identity, batches, identities_by_part, stored_samples
 from cache.errors import CorruptCacheError, UserError
 from cache.lock import rewriting
 from cache.manifest import failure_paths, read_failures, read_view, write_failure_records
+from cache.precision import token_bytes
 from cache.publish import flush
 from cache.store import Place, TokenStore
 from cache.verify import ORPHAN_AGE_S, part_problems
@@ -108,7 +109,11 @@ def _plan(store: TokenStore, entries: list[dict[str, Any]], drop_dead: bool, now
                 keep[part].append(row)
                 kept_young += dead
     replaced = [e for e in entries if _is_replaced(e, keep[e["part"]], drop_dead)]
-    small = [e for e in entries if e not in replaced and e["tokens"] * token_bytes(store) < SMALL * part_bytes]
+    small = [
+        e
+        for e in entries
+        if e not in replaced and e["tokens"] * token_bytes(store.width, store.dtype) < SMALL * part_bytes
+    ]
     if len(small) > 1 or (small and any(keep[e["part"]] for e in replaced)):
         replaced += small
     rows = {e["part"]: keep[e["part"]] for e in replaced if keep[e["part"]]}
@@ -145,7 +150,7 @@ def _require_whole(store: Path, entries: Iterable[dict[str, Any]]) -> None:
 
 def _rewrite(store: TokenStore, rows: dict[str, list[int]], part_bytes: int) -> set[str]:
     samples = stored_samples(store, rows, checked=True)
-    new = {store.append(batch) for batch in batches(samples, token_bytes(store), part_bytes)}
+    new = {store.append(batch) for batch in batches(samples, token_bytes(store.width, store.dtype), part_bytes)}
     return {part for part in new if part}
 
 

@@ -23,12 +23,12 @@ PART_BYTES = 128 * 2**20
 
 def identities_by_part(store: TokenStore) -> dict[str, list[Identity]]:
     """Return the identity of every row of every part, by part id in ascending order."""
-    return {entry["part"]: read_identities(store.path, entry) for entry in store.entries()}
+    return {entry["part"]: read_identities(store.location, entry) for entry in store.entries()}
 
 
 def current(store: TokenStore) -> dict[Identity, Place]:
     """Return where what a reader of the cache gets lies: of the view, or all that is stored before there is one."""
-    view, places = read_view(store.path), store.places()
+    view, places = read_view(store.location), store.places()
     if view is None:
         return places
     return {identity: place for identity, place in places.items() if view.get(identity[0]) == identity[1]}
@@ -36,9 +36,9 @@ def current(store: TokenStore) -> dict[Identity, Place]:
 
 def current_digests(store: TokenStore) -> dict[str, set[str]]:
     """Return id to digests, failed samples too: the view's one, or all that are stored of an id outside the view."""
-    view = read_view(store.path) or {}
+    view = read_view(store.location) or {}
     found = {sample_id: {digest} for sample_id, digest in view.items()}
-    for sample_id, digest in store.places().keys() | read_failures(store.path).keys():
+    for sample_id, digest in store.places().keys() | read_failures(store.location).keys():
         if sample_id not in view:
             found.setdefault(sample_id, set()).add(digest)
     return found
@@ -47,7 +47,8 @@ def current_digests(store: TokenStore) -> dict[str, set[str]]:
 def row_tokens(store: TokenStore, part: PartArrays, row: int) -> np.ndarray:
     """Return the tokens of one row of a part as a reader gets them; float32 [T, width]."""
     own = slice(int(part.offsets[row]), int(part.offsets[row + 1]))
-    return from_stored(np.asarray(part.tokens[own]), store.dtype)
+    scales = None if part.scales is None else part.scales[own]
+    return from_stored(np.asarray(part.tokens[own]), store.dtype, scales)
 
 
 def stored_samples(
@@ -67,9 +68,9 @@ def stored_samples(
         if not rows.get(entry["part"]):
             continue
         if checked:
-            for problem in part_problems(store.path, entry):
+            for problem in part_problems(store.location, entry):
                 raise CorruptCacheError(problem)
-        identities, part = read_identities(store.path, entry), store.read_part(entry)
+        identities, part = read_identities(store.location, entry), store.read_part(entry)
         for row in rows[entry["part"]]:
             own = slice(int(part.offsets[row]), int(part.offsets[row + 1]))
             yield SampleTokens(*identities[row], row_tokens(store, part, row), part.maskable[own])
@@ -102,8 +103,3 @@ def batches(samples: Iterable[SampleTokens], token_bytes: int, most: int = PART_
         size += own
     if batch:
         yield batch
-
-
-def token_bytes(store: TokenStore) -> int:
-    """Return the stored bytes of one token."""
-    return store.width * (4 if store.dtype == "float32" else 2)

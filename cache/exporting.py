@@ -15,9 +15,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cache.contents import Identity, batches, current, rows_by_part, stored_samples, token_bytes
+from cache.contents import Identity, batches, current, rows_by_part, stored_samples
 from cache.errors import UserError
 from cache.parts import SampleTokens, read_identities, read_offsets, to_stored
+from cache.precision import token_bytes
 from cache.publish import replacing
 from cache.store import TokenStore
 
@@ -37,7 +38,11 @@ class _Contents:
 
     def batches(self) -> Iterator[list[SampleTokens]]:
         """Yield the samples."""
-        return batches(stored_samples(self.store, self.rows, checked=True), token_bytes(self.store), BATCH_BYTES)
+        return batches(
+            stored_samples(self.store, self.rows, checked=True),
+            token_bytes(self.store.width, self.store.dtype),
+            BATCH_BYTES,
+        )
 
     def about(self) -> dict[str, str]:
         """Return what the tokens are, as text."""

@@ -8,15 +8,16 @@ SHA-256 of the document when it is written and when it is read.
 import json
 import uuid
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from cache.errors import CorruptCacheError
+from cache.location import Location, Somewhere, map_all
 from cache.publish import fingerprint, write_json
 
 REMEDY = "Pull it again (`dvc pull`), or remove this cache folder and run `selfmask extract`."
-PART_REMEDY = "Pull it again (`dvc pull`), or remove the part's manifest entry and run `selfmask extract`."
+PART_REMEDY = "Pull it again (`dvc pull`), or run `selfmask cache verify --repair`, then `selfmask extract`."
+LOST_REMEDY = "Pull them again (`dvc pull`), or run `selfmask extract`, which encodes exactly the lost samples."
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     return {**content, "digest": fingerprint(dict(content))}
 
 
-def unseal(document: Any, path: Path, remedy: str = REMEDY) -> dict[str, Any]:
+def unseal(document: Any, path: Location, remedy: str = REMEDY) -> dict[str, Any]:
     """Return the content of a sealed document; `path` is for the message.
 
     Raises:
@@ -41,7 +42,7 @@ def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     write_json(path, seal(content))
 
 
-def read_json(path: Path, remedy: str = REMEDY) -> Any:
+def read_json(path: Location, remedy: str = REMEDY) -> Any:
     """Return the JSON in `path`; CorruptCacheError when it is none."""
     try:
         return json.loads(path.read_bytes())
@@ -49,7 +50,7 @@ def read_json(path: Path, remedy: str = REMEDY) -> Any:
         raise CorruptCacheError(f"{path} is damaged: it is not JSON. {remedy}") from error
 
 
-def read_sealed(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
+def read_sealed(path: Location, remedy: str = REMEDY) -> dict[str, Any]:
     """Return the content of a sealed document.
 
     Raises:
@@ -58,36 +59,50 @@ def read_sealed(path: Path, remedy: str = REMEDY) -> dict[str, Any]:
     return unseal(read_json(path, remedy), path, remedy)
 
 
-def read_entries(store: Path, cache_digest: str) -> list[dict[str, Any]]:
+def read_entries(store: Location, cache_digest: str) -> list[dict[str, Any]]:
     """Return the manifest entries, ordered by part id: those of one instant.
 
     Raises:
         CorruptCacheError: an entry is damaged, misnamed or belongs to a cache of another key, width or type.
     """
-    return _read_all(lambda: entry_paths(store), lambda path: read_entry(path, cache_digest))
+    return _read_all(store, entry_paths, lambda path: read_entry(path, cache_digest))
 
 
-def _read_all(listing: Callable[[], list[Path]], read: Callable[[Path], dict[str, Any]]) -> list[dict[str, Any]]:
+def _read_all(
+    store: Location, listing: Callable[[Any], list[Any]], read: Callable[[Location], dict[str, Any]]
+) -> list[dict[str, Any]]:
     """Read every document that a listing names.
 
     A folder's listing may miss both a file that `cache.compact` removes and the one that replaces it. So it is listed
     until nothing has changed since the documents were read.
     """
-    found: dict[Path, dict[str, Any]] = {}
-    while (paths := listing()) != list(found):
-        known, found = found, {}
-        for path in paths:
-            with suppress(FileNotFoundError):
-                found[path] = known.get(path) or read(path)
+
+    def attempt(path: Location) -> dict[str, Any] | None:
+        try:
+            return read(path)
+        except FileNotFoundError:
+            return None
+
+    found: dict[Location, dict[str, Any]] = {}
+    while (paths := listing(store)) != list(found):
+        fresh = [path for path in paths if path not in found]
+        contents = dict(zip(fresh, map_all(attempt, fresh, parallel=not isinstance(store, Path)), strict=True))
+        known = {path: found.get(path) or contents.get(path) for path in paths}
+        found = {path: content for path, content in known.items() if content is not None}
     return list(found.values())
 
 
-def entry_paths(store: Path) -> list[Path]:
+def entry_paths(store: Somewhere) -> list[Somewhere]:
     """Return the paths of the manifest entries, ordered by part id."""
-    return sorted((store / "manifest").glob("*.json"))
+    return _documents(store / "manifest")
 
 
-def read_entry(path: Path, cache_digest: str) -> dict[str, Any]:
+def failure_paths(store: Somewhere) -> list[Somewhere]:
+    """Return the paths of the records of failures, ordered by name."""
+    return _documents(store / "failures")
+
+
+def read_entry(path: Location, cache_digest: str) -> dict[str, Any]:
     """Read one manifest entry; errors as of `read_entries`."""
     entry = read_sealed(path, PART_REMEDY)
     if entry.get("part") != path.stem:
@@ -97,7 +112,7 @@ def read_entry(path: Path, cache_digest: str) -> dict[str, Any]:
     return entry
 
 
-def read_view(store: Path) -> dict[str, str] | None:
+def read_view(store: Location) -> dict[str, str] | None:
     """Return id to digest of the complete extraction, None before the first has completed."""
     path = store / "view.json"
     return dict(read_sealed(path)["samples"]) if path.exists() else None
@@ -120,19 +135,15 @@ def write_failure_records(store: Path, failures: Mapping[tuple[str, str], str]) 
         write_sealed(store / "failures" / f"{uuid.uuid4().hex}.json", {"records": records})
 
 
-def failure_paths(store: Path) -> list[Path]:
-    """Return the paths of the files of failures, in ascending order."""
-    return sorted((store / "failures").glob("*.json"))
-
-
-def read_failures(store: Path, paths: list[Path] | None = None) -> dict[tuple[str, str], str]:
+def read_failures(store: Location, paths: list[Path] | None = None) -> dict[tuple[str, str], str]:
     """Return the reason of every recorded (id, digest), of duplicates the first by file name; or of some files only."""
-    if paths is None:
-        documents = _read_all(lambda: failure_paths(store), read_sealed)
-    else:
-        documents = [read_sealed(path) for path in paths]
+    documents = _read_all(store, failure_paths, read_sealed) if paths is None else map(read_sealed, paths)
     found: dict[tuple[str, str], str] = {}
     for document in documents:
         for record in document["records"]:
             found.setdefault((record["id"], record["digest"]), record["reason"])
     return found
+
+
+def _documents(folder: Any) -> list[Any]:
+    return sorted(folder.glob("*.json"), key=lambda path: str(path.name))

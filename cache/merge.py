@@ -12,10 +12,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from cache.contents import Identity, batches, current_digests, identities_by_part, stored_samples, token_bytes
+from cache.contents import Identity, batches, current_digests, identities_by_part, stored_samples
 from cache.errors import StaleCacheError, UserError
 from cache.linking import copy_part
 from cache.manifest import read_failures, read_view, write_failure_records
+from cache.precision import token_bytes
 from cache.store import TokenStore
 
 
@@ -137,7 +138,7 @@ def _carry_parts(
                 samples += len(chosen)
             elif chosen:
                 partly[entry["part"]] = chosen
-        for batch in batches(stored_samples(store, partly, checked=True), token_bytes(store)):
+        for batch in batches(stored_samples(store, partly, checked=True), token_bytes(store.width, store.dtype)):
             target.append(batch)
             rewritten += len(batch)
     return copied, samples, rewritten

@@ -18,7 +18,8 @@ from torch import Tensor
 from cache.errors import CorruptCacheError
 from cache.gather import FlatTokens
 from cache.manifest import PART_REMEDY
-from cache.parts import PartArrays, stored_dtype
+from cache.parts import PartArrays
+from cache.precision import stored_dtype
 from cache.store import TokenStore
 
 READERS = min(8, os.cpu_count() or 1)
@@ -178,7 +179,7 @@ def _is_mapped(arrays: PartArrays) -> bool:
 
 
 def _copy(arrays: PartArrays, runs: list[_Run], buffer: _Buffer) -> None:
-    scales: Array | None = getattr(arrays, "scales", None)
+    scales = arrays.scales
     for run in runs:
         source, target = slice(run.source, run.source + run.count), slice(run.target, run.target + run.count)
         buffer.maskable[target] = arrays.maskable[source]

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from cache.errors import CorruptCacheError, StaleCacheError
 from cache.key import CacheKey
+from cache.location import Location
 from cache.manifest import REMEDY, read_json, seal, unseal
 from cache.publish import write_json
 
@@ -33,7 +34,7 @@ def root_document(key: CacheKey, width: int, dtype: str) -> dict[str, Any]:
     return {"zarr_format": 3, "node_type": "group", "attributes": {"selfmask": seal(content)}}
 
 
-def read_root(store: Path) -> tuple[CacheKey, int, str]:
+def read_root(store: Location) -> tuple[CacheKey, int, str]:
     """Read key, width and dtype.
 
     Raises:

@@ -41,7 +41,7 @@ def summarise(store: TokenStore, expected: Mapping[str, Sequence[str | None]] | 
 def current_lengths(store: TokenStore) -> np.ndarray:
     """Return the tokens of each sample that a reader gets; int64 [N]."""
     rows = rows_by_part(current(store).values())
-    found = [np.diff(read_offsets(store.path, e))[rows[e["part"]]] for e in store.entries() if e["part"] in rows]
+    found = [np.diff(read_offsets(store.location, e))[rows[e["part"]]] for e in store.entries() if e["part"] in rows]
     return np.concatenate(found) if found else np.zeros(0, np.int64)
 
 
@@ -66,8 +66,8 @@ def length_histogram(lengths: np.ndarray) -> dict[str, Any]:
 
 def _coverage(store: TokenStore, ids: Sequence[str | None]) -> dict[str, int]:
     present = {identity[0] for identity in current(store)}
-    view = read_view(store.path)
-    failed = {i for i, d in read_failures(store.path) if view is None or view.get(i) == d} - present
+    view = read_view(store.location)
+    failed = {i for i, d in read_failures(store.location) if view is None or view.get(i) == d} - present
     wanted = [i for i in ids if i is not None]
     return {
         "samples": len(ids),

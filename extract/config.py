@@ -114,9 +114,16 @@ class ExtractSettings(Settings):
     """Running the encoders over every sample."""
 
     batch_size: PositiveInt
-    dtype: Literal["float16", "bfloat16", "float32"]
-    """Stored precision."""
+    dtype: Literal["float16", "bfloat16", "float32", "int8"]
+    """Stored precision; int8 keeps one scale a token."""
+    compression: Literal["none", "zstd"]
+    """Of the stored tokens; for transport, since compressed parts cannot be mapped."""
     precision: Literal["float32", "bfloat16"]
     """Compute precision of the forward pass."""
-    samples_per_part: PositiveInt
-    """Samples per published, immutable part of the cache."""
+    sorted_batches: PositiveInt
+    """Batches of a chunk, whose samples are sorted by length, so that little is spent on padding; what a lost worker
+    had of a chunk is computed again."""
+    part_megabytes: Annotated[float, Field(gt=0)]
+    """Largest part of the cache, in 10^6 bytes of tokens, unless one chunk is larger: large parts make few files."""
+    part_minutes: Annotated[float, Field(gt=0)]
+    """A part is published after this time even if it is smaller: what a kill can lose."""

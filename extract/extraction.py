@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from rich.console import Console
 
 from cache.errors import CorruptCacheError, StaleCacheError, UserError
 from cache.key import CacheKey
@@ -91,17 +92,18 @@ def extract_modality(
         table: samples table.
         modality: which one.
         encoder_folder: fitted encoder.
-        extract: batch size, precisions, part size.
+        extract: batch size, precisions, compression, part size.
         out: `<modality>.zarr`.
         replace: remove a cache of another key instead of refusing it (the pipeline's own output).
         engine: where it runs; the bytes of a sample are the same.
 
     Raises:
         StaleCacheError: the cache has another key and `replace` is false.
+        CorruptCacheError: the cache's root is damaged; other damage is moved aside and encoded again.
         UserError: another process is writing to the cache that is to be replaced, or Ray cannot be used.
     """
     encoder = load_encoder(encoder_folder)
-    store = _open(out, cache_key(encoder, encoder_folder, extract.precision), encoder.width, extract.dtype, replace)
+    store = _open(out, cache_key(encoder, encoder_folder, extract.precision), encoder.width, extract, replace)
     wanted = _wanted(table, modality)
     todo = store.missing_from(wanted)
     progress = Progress(modality, len(todo))
@@ -127,18 +129,18 @@ def _wanted(table: SamplesTable, modality: str) -> dict[str, str]:
     return {i: digest for i, digest in digests.items() if digest is not None}
 
 
-def _open(out: Path, key: CacheKey, width: int, dtype: str, replace: bool) -> TokenStore:
+def _open(out: Path, key: CacheKey, width: int, extract: ExtractSettings, replace: bool) -> TokenStore:
     try:
-        store = TokenStore.create(out, key, width, dtype)
-        if store.dtype != dtype:
-            raise StaleCacheError(f"{out} stores {store.dtype}, wanted {dtype}. Run `selfmask extract` again.")
-        return store
-    except (StaleCacheError, CorruptCacheError):
+        return TokenStore.create(out, key, width, extract.dtype, extract.compression)
+    except StaleCacheError:
         if not replace or not _is_token_cache(out):  # never delete a folder of something else
             raise
         require_no_writer(out)
         shutil.rmtree(out)
-        return TokenStore.create(out, key, width, dtype)
+    except CorruptCacheError:
+        for line in TokenStore.open(out, check=False).verify(repair=True).repaired:
+            Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
+    return TokenStore.create(out, key, width, extract.dtype, extract.compression)
 
 
 def _is_token_cache(path: Path) -> bool:

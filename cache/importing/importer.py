@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.contents import PART_BYTES, Identity, token_bytes
+from cache.contents import PART_BYTES, Identity
 from cache.errors import UserError
 from cache.importing.arrays import read_npy, read_npz
 from cache.importing.hdf5 import read_hdf5
@@ -24,6 +24,7 @@ from cache.importing.safetensors import read_safetensors
 from cache.key import CacheKey
 from cache.manifest import read_failures, read_view
 from cache.parts import SampleTokens
+from cache.precision import token_bytes
 from cache.publish import file_sha256, fingerprint
 from cache.store import TokenStore
 
@@ -138,7 +139,7 @@ class _Import:
         if self.store is None:
             self._open(values.shape[1])
         assert self.store is not None
-        size = len(values) * token_bytes(self.store)
+        size = len(values) * token_bytes(self.store.width, self.store.dtype)
         if self.pending.samples and self.pending.bytes + size > self.part_bytes:
             self._publish(self.store)
         maskable = np.ones(len(values), bool) if raw.maskable is None else raw.maskable

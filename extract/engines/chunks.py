@@ -14,8 +14,6 @@ from cache.store import TokenStore
 from extract.config import ExtractSettings
 from extract.engines.claims import Claims
 
-BATCHES_PER_CHUNK = 8  # enough to sort by length within; small, since a lost worker's chunks are computed again
-
 
 @dataclass(frozen=True)
 class Chunk:
@@ -26,8 +24,8 @@ class Chunk:
 
 
 def chunk_samples(extract: ExtractSettings) -> int:
-    """Return the number of samples in a chunk; at most one part."""
-    return min(BATCHES_PER_CHUNK * extract.batch_size, extract.samples_per_part)
+    """Return the number of samples in a chunk."""
+    return extract.sorted_batches * extract.batch_size
 
 
 def cut(samples: Mapping[str, str], size: int) -> Iterator[Chunk]:

@@ -1,9 +1,11 @@
 """What encodes chunks, in this process or in a Ray actor: raw values to parts of the cache.
 
-A worker keeps the tokens of its chunks until a part is full, so parts are as large as those of one process; memory is
-that of one part. What it holds when it dies is encoded again by another.
+A worker keeps the tokens of its chunks until a part is full or old enough. Large parts make few files, which is what
+copying, pushing and opening a cache cost; a bound on the time keeps small what a kill can lose under a slow encoder.
+Memory is that of one part in float32. What a worker holds when it dies is encoded again by another.
 """
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +14,13 @@ from typing import Any
 import torch
 
 from cache.parts import SampleTokens
+from cache.precision import token_bytes
 from cache.store import TokenStore
 from extract.config import ExtractSettings
 from extract.encoders.base import Encoder
 from extract.encoders.registry import load_encoder
 from extract.encoding import Item, encode_items
-from extract.engines.chunks import Chunk, chunk_samples
+from extract.engines.chunks import Chunk
 from extract.samples import SamplesTable
 from extract.values import UnreadableValue, read_value
 
@@ -56,7 +59,7 @@ class Worker:
         return cls(job, SamplesTable.read(job.samples), encoder, TokenStore.open(job.out))
 
     def encode(self, chunk: Chunk, progress: Callable[[int], None]) -> bool:
-        """Encode a chunk; True when the part is full, so that `publish` is due.
+        """Encode a chunk; True when `publish` is due: another chunk of this size would not fit, or time is up.
 
         Args:
             chunk: samples of the table.
@@ -64,13 +67,14 @@ class Worker:
         """
         items = self._preprocessed(chunk)
         progress(len(chunk.samples) - len(items))
-        batch = self.job.extract.batch_size
-        for start in range(0, len(items), batch):
-            encoded = encode_items(self.encoder, items[start : start + batch], self.job.extract.precision)
+        extract, before = self.job.extract, self.held_tokens
+        for start in range(0, len(items), extract.batch_size):
+            encoded = encode_items(self.encoder, items[start : start + extract.batch_size], extract.precision)
             self.encoded += encoded
+            self.held_tokens += sum(len(sample.tokens) for sample in encoded)
             progress(len(encoded))
-        self.held += len(chunk.samples)
-        return self.held + chunk_samples(self.job.extract) > self.job.extract.samples_per_part
+        next_size = (2 * self.held_tokens - before) * token_bytes(self.store.width, self.store.dtype)
+        return next_size > extract.part_megabytes * 1e6 or time.monotonic() - self.since > extract.part_minutes * 60
 
     def publish(self) -> str | None:
         """Publish what is held as one part; returns its id, None if there was nothing."""
@@ -82,7 +86,7 @@ class Worker:
     def _clear(self) -> None:
         self.encoded: list[SampleTokens] = []
         self.failures: dict[str, tuple[str, str]] = {}
-        self.held = 0
+        self.held_tokens, self.since = 0, time.monotonic()
 
     def _preprocessed(self, chunk: Chunk) -> list[Item]:
         """Values of similar length side by side, so that little is spent on padding."""

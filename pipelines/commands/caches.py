@@ -8,9 +8,11 @@ import typer
 from pipelines.commands.options import AsJson, show
 
 if TYPE_CHECKING:
+    from cache.location import Location
     from extract.samples import SamplesTable
 
 app = typer.Typer(help="Look after token caches.", no_args_is_help=True)
+CachePlace = Annotated[str, typer.Argument(help="A <modality>.zarr folder, or its URL (s3://...).", metavar="CACHE")]
 CachePath = Annotated[Path, typer.Argument(help="A <modality>.zarr folder.")]
 SamplesPath = Annotated[
     Path | None, typer.Option("--samples", help="Folder of the samples table; default ../samples beside the cache.")
@@ -18,20 +20,24 @@ SamplesPath = Annotated[
 
 
 @app.command()
-def info(path: CachePath, samples: SamplesPath = None, as_json: AsJson = False) -> None:
+def info(path: CachePlace, samples: SamplesPath = None, as_json: AsJson = False) -> None:
     """Show what a cache holds and what its tokens depend on."""
     from cache.store import TokenStore
     from cache.summary import summarise, summary_lines
 
-    store, table = TokenStore.open(path), samples_beside(path, samples)
-    facts = summarise(store, _expected(table, path.stem) if table else None)
+    store = TokenStore.open(path)
+    table = samples_beside(store.location, samples)
+    facts = summarise(store, _expected(table, store.location.stem) if table else None)
     show(facts, as_json, "\n".join(summary_lines(facts)))
 
 
 @app.command()
 def verify(
-    path: CachePath,
+    path: CachePlace,
     clean: Annotated[bool, typer.Option("--clean", help="Remove unpublished parts older than a day.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Restore what can be, move what is damaged to CACHE/quarantine.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Check every checksum of a cache; exits with 1 when something is wrong."""
@@ -39,11 +45,9 @@ def verify(
 
     from cache.store import TokenStore
 
-    report = TokenStore.open(path).verify(clean)
-    text = "\n".join(
-        [*report.problems, f"{report.parts} parts, {report.samples} samples, {report.orphans} unpublished parts"]
-    )
-    show(asdict(report), as_json, text)
+    report = TokenStore.open(path, check=False).verify(clean, repair)
+    counts = f"{report.parts} parts, {report.samples} samples, {report.orphans} unpublished parts"
+    show(asdict(report), as_json, "\n".join([*report.repaired, *report.problems, counts]))
     if report.problems:
         raise typer.Exit(1)
 
@@ -79,11 +83,13 @@ def plot(
     show({"out": str(out), "samples": count}, as_json, f"wrote {out}: {count} samples")
 
 
-def samples_beside(path: Path, samples: Path | None) -> "SamplesTable | None":
+def samples_beside(path: "Location", samples: Path | None) -> "SamplesTable | None":
     """Return the given samples table, or data/<set>/samples for data/<set>/tokens/<modality>.zarr if it is there."""
     from extract.samples import SamplesTable
 
     if samples is None:
+        if not isinstance(path, Path):
+            return None
         samples = path.resolve().parent.parent / "samples"
         if not (samples / "dataset.json").is_file():
             return None

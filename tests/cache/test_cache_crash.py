@@ -1,15 +1,19 @@
 """Writers killed with SIGKILL at any instant: published parts are good, and the work is resumed to its end."""
 
 import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from cache.parts import read_identities
 from cache.store import SampleTokens, TokenStore
 
 WRITER = """
@@ -23,20 +27,26 @@ key = CacheKey(encoder="e", options={}, weights_sha256="0", preprocessing={}, pr
                layout={}, pretrained_or_fitted=True)
 store = TokenStore.create(Path(sys.argv[1]), key, 64, "float32")
 print("ready", flush=True)
-wanted = {f"s{i}": "d" for i in range(int(sys.argv[2]))}
+share, shares = int(sys.argv[3]), int(sys.argv[4])
+wanted = {f"s{i}": "d" for i in range(int(sys.argv[2])) if i % shares == share}
+stop = Path(sys.argv[1]).with_name("stop")
 for i in store.missing_from(wanted):
+    if stop.exists():
+        break
     tokens = np.full((50, 64), float(i[1:]), np.float32)
     store.append([SampleTokens(i, "d", tokens, np.ones(50, bool))])
-store.publish_view(wanted)
+if shares == 1:
+    store.publish_view(wanted)
 """
 SAMPLES = 20
+KILLS = 50
+ENDLESS = 100_000
 
 
-def start(path: Path) -> "subprocess.Popen[str]":
-    root = Path(__file__).parents[2]
-    return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(path), str(SAMPLES)], cwd=root, stdout=subprocess.PIPE, text=True
-    )
+def start(path: Path, samples: int = SAMPLES, share: int = 0, shares: int = 1) -> "subprocess.Popen[str]":
+    """Start a process that writes every `shares`th sample, each as a part."""
+    words = [sys.executable, "-c", WRITER, str(path), *map(str, (samples, share, shares))]
+    return subprocess.Popen(words, cwd=Path(__file__).parents[2], stdout=subprocess.PIPE, text=True)
 
 
 def wait_for_parts(path: Path, count: int, writer: "subprocess.Popen[str]") -> None:
@@ -74,6 +84,21 @@ def test_killed_writers_leave_only_good_parts_and_are_resumed(tmp_path: Path) ->
         np.testing.assert_array_equal(sample.tokens, np.full((50, 64), number))
 
 
+def test_a_part_published_while_a_cache_is_opened_is_no_damage(
+    filled: TokenStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entries, sample = TokenStore.entries, SampleTokens("new", "d", np.ones((1, 3), np.float32), np.ones(1, bool))
+
+    def published_meanwhile(store: TokenStore) -> Any:
+        with monkeypatch.context() as patched:
+            patched.setattr(TokenStore, "entries", entries)
+            filled.append([sample])
+            return store.entries()
+
+    monkeypatch.setattr(TokenStore, "entries", published_meanwhile)
+    assert TokenStore.open(filled.path)
+
+
 def test_a_kill_between_the_steps_of_publishing_leaves_the_part_unpublished(
     filled: TokenStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -99,3 +124,48 @@ def test_a_kill_between_the_steps_of_publishing_leaves_the_part_unpublished(
     assert filled.verify().orphans == 2
     filled.append([sample])
     assert filled.missing_from({"new": "d"}) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs SIGKILL")
+def test_fifty_kills_of_four_writers_lose_and_double_nothing(tmp_path: Path) -> None:
+    """Each of four processes writes its share in order; a random one is killed at a random instant and started again.
+
+    At the end the parts hold a prefix of each share: a gap were a lost sample, a second copy a doubled one.
+    """
+    path, shares, chosen = tmp_path / "m.zarr", 4, random.Random(0)
+    writers = [start(path, ENDLESS, share, shares) for share in range(shares)]
+    for writer in writers:
+        wait_until_ready(writer)
+    published: set[str] = set()
+    for _ in range(KILLS):
+        time.sleep(chosen.uniform(0, 0.1))
+        share = chosen.randrange(shares)
+        writers[share].kill()
+        assert writers[share].communicate() == ("", None)
+        assert writers[share].returncode == -signal.SIGKILL
+        now = {file.stem for file in (path / "manifest").glob("*.json")}
+        assert published <= now, "a published part was lost"
+        published = now
+        writers[share] = start(path, ENDLESS, share, shares)
+        wait_until_ready(writers[share])
+    (tmp_path / "stop").touch()
+    for writer in writers:
+        writer.communicate()
+        assert writer.returncode == 0
+    store = TokenStore.open(path)
+    copies = Counter(i for entry in store.entries() for i, _ in read_identities(path, entry))
+    assert set(copies.values()) == {1}, "a sample was written twice"
+    for share in range(shares):
+        own = sorted(int(i[1:]) for i in copies if int(i[1:]) % shares == share)
+        assert own == list(range(share, share + shares * len(own), shares)), "a sample was lost"
+    store.publish_view(dict.fromkeys(copies, "d"))
+    assert store.verify().problems == []
+    for sample in store.read(list(copies)):
+        np.testing.assert_array_equal(sample.tokens, np.full((50, 64), int(sample.sample_id[1:])))
+
+
+def wait_until_ready(writer: "subprocess.Popen[str]") -> None:
+    assert writer.stdout is not None
+    assert writer.stdout.readline() == "ready\n"

@@ -37,7 +37,15 @@ WORDS = (
     *("no", "effusion", "clear", "opacity", "left", "right", "lung", "mild"),
     *("oedema", "normal", "heart", "size", "unchanged", "small", "large"),
 )
-SETTINGS = ExtractSettings(batch_size=4, dtype="float32", precision="float32", samples_per_part=64)
+SETTINGS = ExtractSettings(
+    batch_size=4,
+    dtype="float32",
+    compression="none",
+    precision="float32",
+    sorted_batches=8,
+    part_megabytes=0.0415,  # two chunks of the small encoder's tokens, not three
+    part_minutes=15.0,
+)
 SLOW_ENCODER = {"width": 64, "layers": 4, "heads": 4, "dropout": 0.1}
 SMALL_ENCODER = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.1}
 

@@ -23,7 +23,15 @@ from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
 from extract.task import LabelSpec
 
 SMALL = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.1}
-SETTINGS = ExtractSettings(batch_size=2, dtype="float32", precision="float32", samples_per_part=3)
+SETTINGS = ExtractSettings(
+    batch_size=2,
+    dtype="float32",
+    compression="none",
+    precision="float32",
+    sorted_batches=1,
+    part_megabytes=1,
+    part_minutes=1e-9,
+)
 NOTES = ["no effusion", "large opacity in the left lung today", "clear", "mild oedema, unchanged", "normal heart size"]
 
 
@@ -83,7 +91,7 @@ def test_tokens_are_the_encoders_and_missing_values_have_none(tmp_path: Path) ->
     result = extract_modality(data, "txt", tmp_path / "encoder", SETTINGS, tmp_path / "txt.zarr")
     assert result == {"modality": "txt", "encoded": 5, "samples": 5, "unreadable": 0}
     store = TokenStore.open(tmp_path / "txt.zarr")
-    assert len(store.entries()) == 2  # parts of three samples
+    assert len(store.entries()) == 3  # a part is published after every batch
     for sample, note in zip(store.read([f"s{n}" for n in range(5)]), NOTES, strict=True):
         with torch.no_grad():
             tokens, embedded = encoder(encoder.collate([encoder.preprocess(note)]))
@@ -112,9 +120,10 @@ def test_a_killed_extraction_goes_on_and_has_no_view_until_it_is_complete(
             extract_modality(data, "txt", tmp_path / "encoder", SETTINGS, out)
     with pytest.raises(UserError, match="not complete"):
         TokenStore.open(out).read(["s0"])
+    lost = {f"s{n}" for n in range(6)} - set(encoded[:2])
     encoded.clear()
     extract_modality(data, "txt", tmp_path / "encoder", SETTINGS, out)
-    assert sorted(encoded) == ["s3", "s4", "s5"]
+    assert sorted(encoded) == sorted(lost)
     assert len(TokenStore.open(out).read([f"s{n}" for n in range(6)])) == 6
     encoded.clear()
     again = extract_modality(data, "txt", tmp_path / "encoder", SETTINGS, out)
@@ -169,6 +178,38 @@ def test_a_stale_cache_is_refused_or_replaced_without_showing_the_vocabulary(tmp
     assert "zebra" not in stated + str(refused.value)
     assert extract_modality(data, "txt", tmp_path / "two", SETTINGS, out, replace=True)["encoded"] == 6
     assert extract_modality(data, "txt", tmp_path / "two", SETTINGS, out)["encoded"] == 0
+
+
+def test_a_damaged_part_is_moved_aside_and_its_samples_alone_are_encoded(tmp_path: Path, encoded: list[str]) -> None:
+    text_encoder(tmp_path / "encoder")
+    data, out = table(tmp_path / "samples", [*NOTES, "last one"]), tmp_path / "txt.zarr"
+    extract_modality(data, "txt", tmp_path / "encoder", SETTINGS, out)
+    store = TokenStore.open(out)
+    ids, place = [f"s{n}" for n in range(6)], store.locate(["s0"])[0]
+    assert place is not None
+    expected = {sample.sample_id: sample.tokens for sample in store.read(ids)}
+    lost = sorted(i for i, other in zip(ids, store.locate(ids), strict=True) if other and other.part == place.part)
+    chunk = out / "parts" / place.part / "tokens/c/0/0"
+    chunk.write_bytes(chunk.read_bytes()[:-1])
+    encoded.clear()
+    extract_modality(data, "txt", tmp_path / "encoder", SETTINGS, out, replace=True)
+    assert sorted(encoded) == lost
+    assert list((out / "quarantine").glob(f"*-{place.part}/tokens"))
+    assert TokenStore.open(out).verify().problems == []
+    for sample in TokenStore.open(out).read(ids):
+        assert np.allclose(sample.tokens, expected[sample.sample_id], atol=1e-5)
+
+
+def test_compression_and_type_are_settings(tmp_path: Path) -> None:
+    text_encoder(tmp_path / "encoder")
+    data = table(tmp_path / "samples", [*NOTES, "last one"])
+    for dtype, compression in (("int8", "none"), ("float32", "zstd")):
+        chosen = SETTINGS.model_copy(update={"dtype": dtype, "compression": compression})
+        out = tmp_path / f"{dtype}.zarr"
+        extract_modality(data, "txt", tmp_path / "encoder", chosen, out)
+        store = TokenStore.open(out)
+        assert store.dtype == dtype
+        assert {e["arrays"]["tokens"].get("compression", "none") for e in store.entries()} == {compression}
 
 
 def test_replace_never_deletes_a_folder_that_is_no_token_cache(tmp_path: Path) -> None:

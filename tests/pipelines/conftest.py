@@ -134,7 +134,7 @@ def tiny_params() -> dict[str, Any]:
     """Return params.yaml for the toy data set."""
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
     params["dataset"] = {"name": "toy", "raw": "data/raw/toy", "modalities": ["vitals", "note"]}
-    sections = ("fit", "extract", "model", "selfmask", "train", "joint", "evaluate")
+    sections = ("fit", "extract", "model", "selfmask", "compared", "train", "joint", "evaluate")
     params["datasets"]["toy"] = {
         "options": {},
         "encoders": {"vitals": "series_tiny", "note": "text_tiny"},
@@ -142,7 +142,7 @@ def tiny_params() -> dict[str, Any]:
     }
     params["seeds"] = [0]
     params["fit"] |= {"max_epochs": 1, "frozen_epochs": 0}
-    params["extract"] |= {"samples_per_part": 16, "batch_size": 8}
+    params["extract"] |= {"sorted_batches": 2, "part_minutes": 1e-9, "batch_size": 8}
     params["model"] |= {"width": 16, "heads": 2, "predictor_layers": 1, "dropout": 0.0}
     params["train"] |= {"methods": ["selfmask"], "max_epochs": 3, "patience_epochs": 3, "batch_size": 32}
     return params

@@ -328,6 +328,14 @@ def test_a_damaged_cache_exits_with_1(tmp_path: Path, run_line: Any) -> None:
     code, out, _ = run_line("cache", "verify", tmp_path / "m.zarr")
     assert code == 1
     assert "checksum" in out
+    chunk.write_bytes(bytes(data[:-1]))
+    code, out, _ = run_line("cache", "verify", tmp_path / "m.zarr", "--repair")
+    assert code == 1, "the view still promises the sample"
+    assert "quarantine" in out
+    assert "1 samples of view.json" in out
+    store.append([SampleTokens("a", "d", np.ones((3, 4), np.float32), np.ones(3, bool))])
+    assert run_line("cache", "verify", f"file://{tmp_path / 'm.zarr'}")[0] == 0
+    assert run_line("cache", "info", f"file://{tmp_path / 'm.zarr'}")[0] == 0
 
 
 def test_words_of_real_texts_are_not_shown(tmp_path: Path) -> None:
