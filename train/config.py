@@ -9,7 +9,13 @@ from pydantic import Field
 
 from extract.config import Fraction, PositiveInt, Settings
 
-MethodName = Literal["selfmask", "modality_dropout", "zero_fill", "random_fill"]
+MethodName = Literal[
+    "selfmask",
+    "modality_dropout",
+    "zero_fill",
+    "random_fill",
+    "learned_token",
+]
 Weight = Annotated[float, Field(ge=0)]
 
 

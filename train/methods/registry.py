@@ -12,6 +12,7 @@ from extract.task import LabelSpec
 from train.config import MethodName, ModelSettings, SelfMaskSettings
 from train.methods.base import Method, ModelSpec
 from train.methods.baselines import ModalityDropout, RandomFill, ZeroFill
+from train.methods.learned_token import LearnedToken
 from train.methods.selfmask import SelfMask
 
 
@@ -28,6 +29,7 @@ METHODS: dict[MethodName, Entry] = {
     "modality_dropout": Entry(ModalityDropout),
     "zero_fill": Entry(ZeroFill),
     "random_fill": Entry(RandomFill),
+    "learned_token": Entry(LearnedToken),
 }
 
 
