@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from cache.errors import UserError
+from train.config import Draw
 
 BoolArray = np.ndarray
 
@@ -45,6 +46,20 @@ def draw_kept(observed: Tensor, per: Literal["batch", "sample"], generator: torc
         return own.to(observed.device)
     common = table[torch.randint(len(table), (1,), generator=generator)] & available
     return torch.where(common.any(-1, keepdim=True), common, own).to(observed.device)
+
+
+def draw_proper(observed: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw a non-empty proper subset of what each row has, uniformly; bool [B, M]. A row of one modality keeps it."""
+    table, available = patterns(observed.shape[-1]), observed.cpu()
+    allowed = ((table[None] & ~available[:, None]).sum(-1) == 0) & (table[None] != available[:, None]).any(-1)
+    alone = available.sum(-1, keepdim=True) == 1
+    allowed = torch.where(alone, (table[None] == available[:, None]).all(-1), allowed)
+    return table[torch.multinomial(allowed.float(), 1, generator=generator).squeeze(-1)].to(observed.device)
+
+
+def simulate(observed: Tensor, draw: Draw, generator: torch.Generator | None) -> Tensor:
+    """Training missingness of a method: the natural one, or a draw on top of it; bool [B, M]."""
+    return observed if draw == "natural" else draw_kept(observed, draw, generator)
 
 
 def drop_by_protocol(sample_ids: Sequence[str], observed: BoolArray, seed: int) -> BoolArray:
