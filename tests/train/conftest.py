@@ -14,7 +14,7 @@ from cache.bank import TokenBank, TokenBatch
 from cache.key import CacheKey
 from cache.store import SampleTokens, TokenStore
 from extract.task import LabelSpec
-from train.config import ModelSettings, SelfMaskSettings, TrainSettings
+from train.config import ComparedSettings, ModelSettings, SelfMaskSettings, TrainSettings
 from train.methods.base import Method, ModelSpec
 from train.methods.registry import build_method, read_options
 from train.missing import patterns
@@ -33,6 +33,7 @@ def settings() -> Any:
     class Tiny:
         model_settings = ModelSettings.model_validate(model)
         selfmask = SelfMaskSettings.model_validate(params["selfmask"])
+        compared = ComparedSettings.model_validate(params["compared"])
         train_settings = TrainSettings.model_validate(train)
 
     return Tiny

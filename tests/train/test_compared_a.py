@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from cache.errors import UserError
 from extract.task import task_loss
 from train.methods.m3care import M3Care, Nodes, kernel
 from train.methods.medfuse import MedFuse
@@ -59,6 +60,11 @@ def test_medfuse_is_an_lstm_over_what_is_there_and_one_modality_is_one_step(kit:
             for row in range(7):
                 sequence = [given[row, m] for m in order if observed[row, m]]
                 assert torch.allclose(logits[row], model.head(lstm(model, sequence)), **CLOSE)
+
+
+def test_medfuse_refuses_an_unknown_first_modality(kit: Any) -> None:
+    with pytest.raises(UserError, match=r"\['d'\]"):
+        kit.build("medfuse", first=["d"])
 
 
 def test_medfuse_trains_on_the_asked_share_of_incomplete_rows(kit: Any) -> None:

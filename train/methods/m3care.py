@@ -68,8 +68,9 @@ class SimilarityGraph(nn.Module):
         has = nodes.has[:, m]
         own = nodes.vectors[has, m]
         reference = nodes.reference & has
+        empty = torch.zeros_like(nodes.vectors[:, m], dtype=torch.float32)
         mapped, plain = (
-            kernel(torch.zeros_like(nodes.vectors[:, m]).masked_scatter(has[:, None], values.float()), reference)
+            kernel(empty.masked_scatter(has[:, None], values.float()), reference)
             for values in (
                 _normalised(self.norm_mapped[m], self.maps[m](own)),
                 _normalised(self.norm_plain[m], own),

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from cache.bank import TokenBatch
+from cache.errors import UserError
 from extract.task import outputs, task_loss
 from train.config import MedFuseSettings, ModelSettings
 from train.methods.base import Method, ModelSpec, Output
@@ -22,7 +23,10 @@ class MedFuse(Method):
     def __init__(self, spec: ModelSpec, model: ModelSettings, medfuse: MedFuseSettings) -> None:
         super().__init__(spec, model)
         self.settings = medfuse
-        self.order = [spec.modalities.index(m) for m in medfuse.first if m in spec.modalities]
+        unknown = [m for m in medfuse.first if m not in spec.modalities]
+        if unknown:
+            raise UserError(f"compared.medfuse.first names {unknown}; the modalities are {list(spec.modalities)}.")
+        self.order = [spec.modalities.index(m) for m in medfuse.first]
         self.order += [i for i in range(len(spec.modalities)) if i not in self.order]
         classes = outputs(spec.label)
         self.encode = ModalityEncoders(spec, model)
