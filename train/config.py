@@ -9,7 +9,19 @@ from pydantic import Field
 
 from extract.config import Fraction, PositiveInt, Settings
 
-MethodName = Literal["selfmask", "modality_dropout", "zero_fill", "random_fill"]
+MethodName = Literal[
+    "selfmask",
+    "modality_dropout",
+    "zero_fill",
+    "random_fill",
+    "learned_token",
+    "smil",
+    "medfuse",
+    "shaspec",
+    "m3care",
+]
+Draw = Literal["natural", "batch", "sample"]
+"""Training missingness: the natural one, or a draw for the batch or for each sample on top of it."""
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -63,8 +75,81 @@ class SelfMaskSettings(Settings):
     """Weight of KL(incomplete prediction || the model's own prediction on everything the sample has)."""
 
 
+class SmilSettings(Settings):
+    """SMIL; `priors` and `clean_task` stand for the stages before the meta-training."""
+
+    draw: Draw
+    order: Literal["first", "second"]
+    """Of the derivative through the inner step."""
+    inner_rate: Annotated[float, Field(ge=0)]
+    """Step size of the inner step."""
+    priors: PositiveInt
+    """K, rows of each modality's dictionary."""
+    prior_momentum: Fraction
+    """Of the moving K-means that keeps the dictionary."""
+    weights: Literal["softplus", "gaussian"]
+    """Of the dictionary's rows: the official code's, or the paper's draw around one."""
+    combine: Literal["add", "multiply"]
+    """How the regulariser acts on a feature."""
+    feature: Weight
+    """Weight of the squared distances between the features of incomplete and complete rows."""
+    clean_task: Weight
+    """Weight of the task loss on complete rows."""
+
+
+class MedFuseSettings(Settings):
+    """MedFuse."""
+
+    draw: Draw
+    first: tuple[str, ...]
+    """Modalities at the front of the sequence; the others follow in the order of the data set."""
+    shuffle: bool
+    """A new order for each training batch."""
+    incomplete_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of the naturally incomplete rows that train."""
+    unimodal: Weight
+    """Weight of the losses of stage 1."""
+
+
+class ShaSpecSettings(Settings):
+    """ShaSpec."""
+
+    draw: Draw
+    alpha: Weight
+    """Weight of l_dao."""
+    beta: Weight
+    """Weight of l_dco."""
+    alignment: Literal["l1", "mse", "kl", "ce"]
+    """Form of l_dao."""
+    missing: Literal["mean", "first"]
+    """What stands for a missing modality: eq. 4, or the official code's first shared vector."""
+
+
+class M3CareSettings(Settings):
+    """M3Care."""
+
+    draw: Draw
+    neighbours: Literal["memory", "batch"]
+    """In evaluation: stored training rows, or the other rows of the batch (the official mode)."""
+    memory: PositiveInt
+    """Training rows that are remembered."""
+    similarity: Literal["sum", "product"]
+    """How the two kernels of a modality combine, as in the official code for OV or for ODIR."""
+    threshold: Annotated[float, Field(gt=0, lt=1)]
+    """Initial lambda: weaker edges are cut."""
+    normalise_rows: bool
+    """Divide by the weight of all neighbours, so that their number does not matter; the official code does not."""
+    norm_penalty: Weight
+    """gamma, weight of the difference of norms."""
+
+
 class ComparedSettings(Settings):
     """Own settings of the compared methods, one section a method that has any."""
+
+    smil: SmilSettings
+    medfuse: MedFuseSettings
+    shaspec: ShaSpecSettings
+    m3care: M3CareSettings
 
 
 class TrainSettings(Settings):

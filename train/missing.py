@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cache.errors import UserError
 from extract.ranks import draw_rows
+from train.config import Draw
 
 BoolArray = np.ndarray
 
@@ -60,6 +61,20 @@ def _draw_one(allowed: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _exponential(shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
     return torch.empty(shape).exponential_(generator=generator)
+
+
+def draw_proper(observed: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw a non-empty proper subset of what each row has, uniformly; bool [B, M]. A row of one modality keeps it."""
+    table, available = patterns(observed.shape[-1]), observed.cpu()
+    allowed = ((table[None] & ~available[:, None]).sum(-1) == 0) & (table[None] != available[:, None]).any(-1)
+    alone = available.sum(-1, keepdim=True) == 1
+    allowed = torch.where(alone, (table[None] == available[:, None]).all(-1), allowed)
+    return table[_draw_one(allowed, generator)].to(observed.device)
+
+
+def simulate(observed: Tensor, draw: Draw, generator: torch.Generator | None) -> Tensor:
+    """Training missingness of a method: the natural one, or a draw on top of it; bool [B, M]."""
+    return observed if draw == "natural" else draw_kept(observed, draw, generator)
 
 
 def drop_by_protocol(sample_ids: Sequence[str], observed: BoolArray, seed: int) -> BoolArray:

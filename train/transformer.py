@@ -66,14 +66,32 @@ class ResidualMLP(nn.Module):
         return result
 
 
-class Fusion(nn.Module):
-    """f: a Transformer over all tokens, pooled, then a head: tokens to logits (eq. 9)."""
+class SummaryTransformer(nn.Module):
+    """A Transformer over tokens, and one vector that stands for them."""
 
-    def __init__(self, model: ModelSettings, outputs: int) -> None:
+    def __init__(self, model: ModelSettings) -> None:
         super().__init__()
         self.pooling: Literal["cls", "mean"] = model.pooling
         self.transformer = TokenTransformer(model, model.fusion_layers)
         self.summary = nn.Parameter(torch.randn(model.width) * 0.02)
+
+    def encode(self, tokens: Tensor, valid: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the vector [B, D] and the contextual tokens [B, T, D]; a sample needs one valid token."""
+        if self.pooling == "mean":
+            hidden = self.transformer(tokens, valid)
+            return masked_mean(hidden, valid), hidden
+        summary = self.summary.expand(len(tokens), 1, -1)
+        tokens = torch.cat([summary, tokens], dim=1)
+        valid = torch.cat([torch.ones_like(valid[:, :1]), valid], dim=1)
+        hidden = self.transformer(tokens, valid)
+        return hidden[:, 0], hidden[:, 1:]
+
+
+class Fusion(SummaryTransformer):
+    """f: a Transformer over all tokens, pooled, then a head: tokens to logits (eq. 9)."""
+
+    def __init__(self, model: ModelSettings, outputs: int) -> None:
+        super().__init__(model)
         self.dropout = nn.Dropout(model.dropout)
         self.head: nn.Module = (
             nn.Linear(model.width, outputs)
@@ -83,11 +101,6 @@ class Fusion(nn.Module):
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """Return logits [B, C] from tokens [B, T, D]; a sample needs one valid token when pooling is `mean`."""
-        if self.pooling == "cls":
-            summary = self.summary.expand(len(tokens), 1, -1)
-            tokens = torch.cat([summary, tokens], dim=1)
-            valid = torch.cat([torch.ones_like(valid[:, :1]), valid], dim=1)
-        hidden = self.transformer(tokens, valid)
-        pooled = hidden[:, 0] if self.pooling == "cls" else masked_mean(hidden, valid)
+        pooled, _ = self.encode(tokens, valid)
         logits: Tensor = self.head(self.dropout(pooled))
         return logits

@@ -1,4 +1,4 @@
-"""Tiny banks and settings for the tests of stage two."""
+"""Tiny banks, methods, batches and settings for the tests of stage two."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -6,13 +6,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
+from torch import Tensor
 
-from cache.bank import TokenBank
+from cache.bank import TokenBank, TokenBatch
 from cache.key import CacheKey
 from cache.store import SampleTokens, TokenStore
 from extract.task import LabelSpec
-from train.config import ModelSettings, SelfMaskSettings, TrainSettings
+from train.config import ComparedSettings, ModelSettings, SelfMaskSettings, TrainSettings
+from train.methods.base import Method, ModelSpec
+from train.methods.registry import build_method, read_options
+from train.missing import patterns
 
 ROOT = Path(__file__).parents[2]
 BINARY = LabelSpec(kind="binary", names=("death",))
@@ -28,6 +33,7 @@ def settings() -> Any:
     class Tiny:
         model_settings = ModelSettings.model_validate(model)
         selfmask = SelfMaskSettings.model_validate(params["selfmask"])
+        compared = ComparedSettings.model_validate(params["compared"])
         train_settings = TrainSettings.model_validate(train)
 
     return Tiny
@@ -81,3 +87,63 @@ def key(encoder: str) -> CacheKey:
 def binary() -> LabelSpec:
     """Return a binary label."""
     return BINARY
+
+
+class MethodKit:
+    """Methods of three modalities with the settings of `params.yaml`, and batches for them."""
+
+    widths = {"a": 5, "b": 7, "c": 3}  # noqa: RUF012
+    model = ModelSettings(
+        width=16,
+        predictor_layers=1,
+        fusion_layers=1,
+        heads=2,
+        dropout=0.0,
+        pooling="mean",
+        head="linear",
+        missing_tokens_cap=8,
+    )
+    labels = {  # noqa: RUF012
+        "binary": LabelSpec(kind="binary", names=("y",)),
+        "multiclass": LabelSpec(kind="multiclass", names=("y",), classes=("p", "q", "r")),
+        "multilabel": LabelSpec(kind="multilabel", names=("y", "z")),
+        "regression": LabelSpec(kind="regression", names=("y",)),
+    }
+
+    def __init__(self) -> None:
+        params = yaml.safe_load((ROOT / "params.yaml").read_text())
+        self.options = {"selfmask": params["selfmask"], **params["compared"]}
+
+    def build(self, name: str, kind: str = "binary", **changes: object) -> Method:
+        spec = ModelSpec(
+            modalities=tuple(self.widths),
+            widths=self.widths,
+            missing_lengths={"a": 4, "b": 3, "c": 2},
+            max_lengths={"a": 6, "b": 6, "c": 6},
+            label=self.labels[kind],
+        )
+        torch.manual_seed(0)
+        options = read_options(name, {**self.options.get(name, {}), **changes})  # type: ignore[arg-type]
+        return build_method(name, spec, self.model, options)  # type: ignore[arg-type]
+
+    def batch(self, observed: Tensor, kind: str = "binary", seed: int = 0) -> TokenBatch:
+        generator, rows = torch.Generator().manual_seed(seed), len(observed)
+        tokens, valid, maskable = {}, {}, {}
+        for column, (name, width) in enumerate(self.widths.items()):
+            lengths = torch.randint(3, 7, (rows,), generator=generator) * observed[:, column]
+            valid[name] = torch.arange(6)[None] < lengths[:, None]
+            maskable[name] = valid[name] & (torch.arange(6) > 0)  # the first token is special
+            tokens[name] = torch.randn(rows, 6, width, generator=generator) * valid[name][:, :, None]
+        shape = (rows, 2) if kind == "multilabel" else (rows,)
+        labels = torch.randint(0, 3 if kind == "multiclass" else 2, shape, generator=generator).float()
+        return TokenBatch(tokens, valid, maskable, observed, labels)
+
+    def mixed(self, rows: int = 14) -> Tensor:
+        """Every subset in turn."""
+        return patterns(3).repeat(rows // 7 + 1, 1)[:rows]
+
+
+@pytest.fixture(scope="session")
+def kit() -> MethodKit:
+    """Return the maker of tiny methods and batches."""
+    return MethodKit()

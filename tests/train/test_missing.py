@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cache.errors import UserError
-from train.missing import draw_kept, drop_at_rate, drop_by_protocol, patterns
+from train.missing import draw_kept, draw_proper, drop_at_rate, drop_by_protocol, patterns
 
 
 @pytest.mark.parametrize("per", ["batch", "sample"])
@@ -25,6 +25,17 @@ def test_sample_draws_are_uniform_over_the_subsets_of_what_is_there() -> None:
     counts = torch.bincount(codes, minlength=8)
     assert counts[[0, 2, 3, 6, 7]].sum() == 0
     assert (counts[[1, 4, 5]] / 6000 - 1 / 3).abs().max() < 0.03
+
+
+def test_proper_draws_are_uniform_and_leave_single_modalities() -> None:
+    observed = torch.tensor([[1, 1, 1], [0, 1, 1], [0, 1, 0]]).bool().repeat_interleave(3000, 0)
+    kept = draw_proper(observed, torch.Generator().manual_seed(0))
+    codes = (kept * torch.tensor([1, 2, 4])).sum(-1).view(3, 3000)
+    full, two, one = (torch.bincount(part, minlength=8) / 3000 for part in codes)
+    assert (full[1:7] - 1 / 6).abs().max() < 0.04
+    assert full[7] == 0
+    assert (two[[2, 4]] - 1 / 2).abs().max() < 0.04
+    assert one[2] == 1
 
 
 def test_batch_draw_is_common_to_complete_samples() -> None:

@@ -1,6 +1,4 @@
-"""SelfMask against a loop-written reference, its invariants and a pulse; invariances of every method."""
-
-import math
+"""SelfMask against a loop-written reference, and its invariants."""
 
 import pytest
 import torch
@@ -12,7 +10,7 @@ from train.config import ModelSettings, SelfMaskSettings
 from train.losses import distillation_loss, mean_over_observed, reconstruction_loss
 from train.masks import masked_count, straight_through, top_k_mask
 from train.methods.base import Method, ModelSpec
-from train.methods.registry import METHODS, build_method
+from train.methods.registry import build_method
 from train.methods.selfmask import CachedSource, SelfMask
 
 LABEL = LabelSpec(kind="binary", names=("death",))
@@ -235,64 +233,6 @@ def test_moving_average_follows_the_predictor() -> None:
     model.after_step()
     for old, new, current in zip(before, model.g_bar.average.parameters(), model.g.parameters(), strict=True):
         assert torch.allclose(new, 0.9 * old + 0.1 * current, atol=1e-6)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_predictions_ignore_content_and_length_of_what_is_missing(name: str) -> None:
-    model = build(name).eval()
-    observed = torch.tensor([[1, 1, 0], [1, 0, 0], [0, 1, 1], [0, 0, 1], [1, 0, 1], [0, 1, 0]]).bool()
-    batch = make_batch(observed=observed)
-    tokens, valid, maskable = {}, {}, {}
-    for column, m in enumerate(SPEC.modalities):
-        absent = ~observed[:, column]
-        tokens[m] = torch.cat([batch.tokens[m], torch.zeros(6, 5, SPEC.widths[m])], dim=1)
-        valid[m] = torch.cat([batch.valid[m], torch.zeros(6, 5, dtype=torch.bool)], dim=1)
-        tokens[m][absent] = 1e3
-        valid[m][absent] = True
-        maskable[m] = valid[m]
-    changed = TokenBatch(tokens, valid, maskable, observed, batch.labels)
-    with torch.no_grad():
-        assert torch.allclose(model(batch).logits, model(changed).logits, atol=1e-5)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_evaluation_does_not_depend_on_batch_mates(name: str) -> None:
-    model, batch = build(name).eval(), make_batch()
-    alone = [
-        TokenBatch(
-            {m: v[[i]] for m, v in batch.tokens.items()},
-            {m: v[[i]] for m, v in batch.valid.items()},
-            {m: v[[i]] for m, v in batch.maskable.items()},
-            batch.observed[[i]],
-            None,
-        )
-        for i in range(6)
-    ]
-    with torch.no_grad():
-        together = model(batch).logits
-        assert torch.allclose(together, torch.cat([model(one).logits for one in alone]), atol=1e-5)
-
-
-@pytest.mark.parametrize("name", METHODS)
-def test_a_method_learns(name: str) -> None:
-    torch.manual_seed(0)
-    model = build(name).train()
-    batch = make_batch(32, observed=torch.ones(32, 3, dtype=torch.bool))
-    assert batch.labels is not None
-    shifted = {m: v + 2 * batch.labels[:, None, None] for m, v in batch.tokens.items()}
-    batch = TokenBatch(shifted, batch.valid, batch.maskable, batch.observed, batch.labels)
-    optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-    generator = torch.Generator().manual_seed(0)
-    task = []
-    for _ in range(60):
-        output = model(batch, generator)
-        optimizer.zero_grad()
-        output.losses["loss"].backward()
-        optimizer.step()
-        model.after_step()
-        task.append(float(output.losses.get("task", output.losses["loss"])))
-    assert math.isfinite(task[-1])
-    assert task[-1] < 0.5 * task[0]
 
 
 def test_distillation_is_zero_for_equal_predictions_and_has_no_gradient_to_the_teacher() -> None:

@@ -28,7 +28,8 @@ def banks(make_bank):
 def run(banks, settings, label, out, seed=0, name="selfmask", **changes):
     train = settings.train_settings.model_copy(update=changes)
     keys = {"ehr": {"content": "a"}}
-    return train_method(name, seed, banks, label, settings.model_settings, settings.selfmask, train, out, keys)
+    options = settings.selfmask if name == "selfmask" else getattr(settings.compared, name, None)
+    return train_method(name, seed, banks, label, settings.model_settings, options, train, out, keys)
 
 
 @pytest.mark.parametrize("name", ["selfmask", "modality_dropout", "zero_fill", "random_fill"])
@@ -48,8 +49,10 @@ def test_same_seed_same_weights_other_seed_other_weights(banks, settings, binary
     assert not all(torch.equal(a[k], c[k]) for k in a)
 
 
-def test_resumes_bit_for_bit(banks, settings, binary, tmp_path, monkeypatch):
-    run(banks, settings, binary, tmp_path / "whole")
+# SMIL carries a dictionary and M3Care a memory beside the weights.
+@pytest.mark.parametrize("name", ["selfmask", "m3care", pytest.param("smil", marks=pytest.mark.slow)])
+def test_resumes_bit_for_bit(banks, settings, binary, tmp_path, monkeypatch, name):
+    run(banks, settings, binary, tmp_path / "whole", name=name)
     calls = []
 
     def killed(*args):
@@ -60,10 +63,10 @@ def test_resumes_bit_for_bit(banks, settings, binary, tmp_path, monkeypatch):
 
     monkeypatch.setattr("train.stage.selection_metrics", killed)
     with pytest.raises(KeyboardInterrupt):
-        run(banks, settings, binary, tmp_path / "cut")
+        run(banks, settings, binary, tmp_path / "cut", name=name)
     monkeypatch.undo()
     assert not (tmp_path / "cut" / "config.json").exists()
-    run(banks, settings, binary, tmp_path / "cut")
+    run(banks, settings, binary, tmp_path / "cut", name=name)
     whole, cut = (load_file(tmp_path / f / "model.safetensors") for f in ("whole", "cut"))
     assert all(torch.equal(whole[k], cut[k]) for k in whole)
 

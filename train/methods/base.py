@@ -15,9 +15,8 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from cache.bank import TokenBatch
-from extract.task import LabelSpec, outputs
+from extract.task import LabelSpec
 from train.config import ModelSettings
-from train.transformer import Fusion
 
 
 class ModelSpec(BaseModel):
@@ -91,7 +90,6 @@ class Method(nn.Module, ABC):
         self.spec = spec
         self.model_settings = model
         self.project = Projections(spec, model.width)
-        self.fusion = Fusion(model, outputs(spec.label))
 
     @abstractmethod
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:

@@ -12,14 +12,19 @@ from torch import Tensor
 
 from cache.bank import TokenBatch
 from extract.ranks import draw_rows
-from extract.task import task_loss
+from extract.task import outputs, task_loss
 from train.config import ModelSettings
 from train.methods.base import Method, ModelSpec, Output, Tokens
 from train.missing import draw_kept
+from train.transformer import Fusion
 
 
 class Baseline(Method):
     """Projection and fusion only; subclasses say what stands for a missing modality."""
+
+    def __init__(self, spec: ModelSpec, model: ModelSettings) -> None:
+        super().__init__(spec, model)
+        self.fusion = Fusion(model, outputs(spec.label))
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
         """Predict; in training mode also the task loss."""

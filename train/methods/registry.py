@@ -9,10 +9,23 @@ import torch
 from cache.streaming import CachedBank
 from extract.config import Settings
 from extract.task import LabelSpec
-from train.config import MethodName, ModelSettings, SelfMaskSettings
+from train.config import (
+    M3CareSettings,
+    MedFuseSettings,
+    MethodName,
+    ModelSettings,
+    SelfMaskSettings,
+    ShaSpecSettings,
+    SmilSettings,
+)
 from train.methods.base import Method, ModelSpec
 from train.methods.baselines import ModalityDropout, RandomFill, ZeroFill
+from train.methods.learned_token import LearnedToken
+from train.methods.m3care import M3Care
+from train.methods.medfuse import MedFuse
 from train.methods.selfmask import SelfMask
+from train.methods.shaspec import ShaSpec
+from train.methods.smil import Smil
 
 
 @dataclass(frozen=True)
@@ -28,6 +41,11 @@ METHODS: dict[MethodName, Entry] = {
     "modality_dropout": Entry(ModalityDropout),
     "zero_fill": Entry(ZeroFill),
     "random_fill": Entry(RandomFill),
+    "learned_token": Entry(LearnedToken),
+    "smil": Entry(Smil, SmilSettings),
+    "medfuse": Entry(MedFuse, MedFuseSettings),
+    "shaspec": Entry(ShaSpec, ShaSpecSettings),
+    "m3care": Entry(M3Care, M3CareSettings),
 }
 
 

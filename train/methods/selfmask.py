@@ -19,14 +19,14 @@ from torch import Tensor, nn
 
 from cache.bank import TokenBatch
 from extract.ranks import draw_rows
-from extract.task import task_loss
+from extract.task import outputs, task_loss
 from train.config import ModelSettings, SelfMaskSettings
 from train.ema import MovingAverage
 from train.losses import distillation_loss, mean_over_observed, reconstruction_loss
 from train.masks import straight_through, top_k_mask
 from train.methods.base import Method, ModelSpec, Output, Tokens
 from train.missing import draw_kept
-from train.transformer import TokenTransformer
+from train.transformer import Fusion, TokenTransformer
 
 PerModality = dict[str, Tensor]
 
@@ -61,6 +61,7 @@ class SelfMask(Method):
 
     def __init__(self, spec: ModelSpec, model: ModelSettings, selfmask: SelfMaskSettings) -> None:
         super().__init__(spec, model)
+        self.fusion = Fusion(model, outputs(spec.label))
         self.settings = selfmask
         self.g = TokenTransformer(model, model.predictor_layers)
         self.g_bar = MovingAverage(self.g, selfmask.tau)
