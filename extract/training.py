@@ -32,6 +32,8 @@ class LoopSettings:
     """Epochs without a better monitor before the run stops."""
     clip_norm: float
     seed: int
+    warmup_epochs: int = 0
+    """First epochs, in which parts are trained alone: none of them can be the best, and patience starts after them."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +74,11 @@ def run_epochs(
     Raises:
         UserError: a loss, a gradient or the monitor is not finite.
     """
+    if settings.max_epochs <= settings.warmup_epochs:
+        raise UserError(
+            f"{describe}: max_epochs={settings.max_epochs} leaves no epoch after the {settings.warmup_epochs} of "
+            "the first stage. Raise max_epochs, or lower the method's own setting of the first stage's epochs."
+        )
     state = _load(folder / STATE, fingerprint)
     history: list[dict[str, float]] = state["history"] if state else []
     best: dict[str, Any] = state["best"] if state else {"epoch": -1, "monitor": float("-inf"), "module": None}
@@ -90,7 +97,7 @@ def run_epochs(
                 f"The validation metric is not finite in epoch {epoch}. "
                 "Check the validation labels with `selfmask check`, or lower the learning rate."
             )
-        if metrics["monitor"] > best["monitor"]:
+        if epoch >= settings.warmup_epochs and metrics["monitor"] > best["monitor"]:
             weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
             best = {"epoch": epoch, "monitor": metrics["monitor"], "module": weights}
         _save(folder / STATE, fingerprint, module, optimizer, history, best)
@@ -101,7 +108,9 @@ def run_epochs(
 
 
 def _finished(epochs: int, best_epoch: int, settings: LoopSettings) -> bool:
-    return epochs >= settings.max_epochs or (epochs > 0 and epochs - 1 - best_epoch >= settings.patience_epochs)
+    if epochs <= settings.warmup_epochs:
+        return False
+    return epochs >= settings.max_epochs or epochs - 1 - best_epoch >= settings.patience_epochs
 
 
 def _epoch(

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from extract.config import Fraction, PositiveInt, Settings
 
-MethodName = Literal["selfmask", "modality_dropout", "zero_fill", "random_fill"]
+MethodName = Literal["selfmask", "modality_dropout", "zero_fill", "random_fill", "momke"]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -63,8 +63,24 @@ class SelfMaskSettings(Settings):
     """Weight of KL(incomplete prediction || the model's own prediction on everything the sample has)."""
 
 
+class MoMKESettings(Settings):
+    """Mixture of modality knowledge experts; the official protocol is in docs/methods-experts.md."""
+
+    expert_epochs: Annotated[int, Field(ge=0)]
+    """First epochs of stage 1: each expert on its own modality, nothing else."""
+    expert_loss: Weight
+    """Weight of the loss of stage 1 in stage 2; officially 0."""
+    router_level: Literal["token", "sample"]
+    norm: Literal["none", "pre"]
+    """`none` is official; `pre` puts a LayerNorm before attention and MLP of the experts."""
+    fixed_pattern: tuple[str, ...]
+    """Modalities that stage 2 sees in every sample (officially one model a pattern); empty: drawn subsets."""
+
+
 class ComparedSettings(Settings):
     """Own settings of the compared methods, one section a method that has any."""
+
+    momke: MoMKESettings
 
 
 class TrainSettings(Settings):

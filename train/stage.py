@@ -139,6 +139,7 @@ def _run(
     mixed = train.precision == "bfloat16" and device.type == "cuda"
 
     def batches(epoch: int, generator: torch.Generator) -> Iterator[TokenBatch]:
+        method.start_epoch(epoch)
         order = usable[torch.randperm(len(usable), generator=generator)]
         for rows in order.split(train.batch_size):
             yield move(bank.batch(rows), device)
@@ -154,7 +155,9 @@ def _run(
         batches=batches,
         step=step,
         validate=lambda: selection_metrics(method, banks["valid"], valid_ids, train.select_on, 4 * train.batch_size),
-        settings=LoopSettings(train.max_epochs, train.patience_epochs, train.clip_norm, config["seed"]),
+        settings=LoopSettings(
+            train.max_epochs, train.patience_epochs, train.clip_norm, config["seed"], method.warmup_epochs
+        ),
         folder=out,
         fingerprint=config["fingerprint"],
         after_step=method.after_step,

@@ -1,14 +1,16 @@
 """SelfMask against a loop-written reference, its invariants and a pulse; invariances of every method."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 
 from cache.bank import TokenBatch
 from extract.task import LabelSpec
-from train.config import ModelSettings, SelfMaskSettings
+from train.config import ComparedSettings, ModelSettings, SelfMaskSettings
 from train.losses import distillation_loss, mean_over_observed, reconstruction_loss
 from train.masks import masked_count, straight_through, top_k_mask
 from train.methods.base import Method, ModelSpec
@@ -44,6 +46,9 @@ BASE = {
     "complete_task": 0.0,
     "distill": 0.0,
 }
+COMPARED = ComparedSettings.model_validate(
+    yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())["compared"]
+)
 SPEC = ModelSpec(
     modalities=("a", "b", "c"),
     widths={"a": 5, "b": 7, "c": 3},
@@ -74,7 +79,8 @@ def make_batch(rows: int = 6, seed: int = 0, observed: Tensor | None = None) -> 
 
 def build(name: str = "selfmask", **changes: object) -> Method:
     torch.manual_seed(0)
-    return build_method(name, SPEC, MODEL, settings(**changes))  # type: ignore[arg-type]
+    options = settings(**changes) if name == "selfmask" else getattr(COMPARED, name, None)
+    return build_method(name, SPEC, MODEL, options)  # type: ignore[arg-type]
 
 
 def test_losses_of_eq_6_and_8_equal_a_loop_written_reference() -> None:

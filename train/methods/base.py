@@ -84,16 +84,25 @@ class Projections(nn.Module):
 class Method(nn.Module, ABC):
     """One way to predict from any subset of modalities."""
 
-    def __init__(self, spec: ModelSpec, model: ModelSettings) -> None:
+    warmup_epochs: int = 0
+    """Epochs in which parts are trained alone; the loop selects none of them."""
+    warming_up: bool = False
+
+    def __init__(self, spec: ModelSpec, model: ModelSettings, *, fusion: bool = True) -> None:
         super().__init__()
         self.spec = spec
         self.model_settings = model
         self.project = Projections(spec, model.width)
-        self.fusion = Fusion(model, outputs(spec.label))
+        if fusion:
+            self.fusion = Fusion(model, outputs(spec.label))
 
     @abstractmethod
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
-        """Training mode: draw missingness and return losses; evaluation mode: predict from `batch.observed`."""
+        """Training mode with labels: draw missingness and return losses; else predict from `batch.observed`."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prepare a training epoch; a function of its number alone, so that a resumed run is exact."""
+        self.warming_up = epoch < self.warmup_epochs
 
     def after_step(self) -> None:
         """Update what moves after the optimiser step."""

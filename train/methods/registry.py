@@ -9,9 +9,10 @@ import torch
 from cache.bank import TokenBank
 from extract.config import Settings
 from extract.task import LabelSpec
-from train.config import MethodName, ModelSettings, SelfMaskSettings
+from train.config import MethodName, ModelSettings, MoMKESettings, SelfMaskSettings
 from train.methods.base import Method, ModelSpec
 from train.methods.baselines import ModalityDropout, RandomFill, ZeroFill
+from train.methods.momke import MoMKE
 from train.methods.selfmask import SelfMask
 
 
@@ -28,6 +29,7 @@ METHODS: dict[MethodName, Entry] = {
     "modality_dropout": Entry(ModalityDropout),
     "zero_fill": Entry(ZeroFill),
     "random_fill": Entry(RandomFill),
+    "momke": Entry(MoMKE, MoMKESettings),
 }
 
 
