@@ -9,7 +9,7 @@ from pydantic import Field
 
 from extract.config import Fraction, PositiveInt, Settings
 
-MethodName = Literal["selfmask", "modality_dropout", "zero_fill", "random_fill", "momke"]
+MethodName = Literal["selfmask", "modality_dropout", "zero_fill", "random_fill", "momke", "drfuse", "simmlm", "flexmoe"]
 Weight = Annotated[float, Field(ge=0)]
 
 
@@ -77,10 +77,53 @@ class MoMKESettings(Settings):
     """Modalities that stage 2 sees in every sample (officially one model a pattern); empty: drawn subsets."""
 
 
+class DrFuseSettings(Settings):
+    """Disentangled fusion: shared and distinct vectors, class-wise attention; all weights of its loss."""
+
+    shared_loss: Weight
+    unimodal_loss: Weight
+    """Of each modality's head on its distinct vector."""
+    divergence: Weight
+    """Between the shared vectors."""
+    jsd: Literal["full", "official"]
+    """`full`: both sides of the Bernoulli divergence, mean over coordinates; `official`: one side, summed."""
+    orthogonality: Weight
+    ranking: Weight
+    """Of the attention, by the losses of the auxiliary heads."""
+    keys: Literal["full", "low_rank"]
+    """`full`: C D^2 weights; `low_rank`: one map and a vector for each class."""
+    drawn_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of each batch that draws a subset; the rest keeps what it has (officially 0.3)."""
+
+
+class SimMLMSettings(Settings):
+    """Dynamic mixture of modality experts with the "more vs fewer" loss."""
+
+    expert_epochs: Annotated[int, Field(ge=0)]
+    """First epochs of stage 1: each expert on its own modality, nothing else."""
+    expert_loss: Weight
+    """Weight of the loss of stage 1 in stage 2; officially 0."""
+    more_vs_fewer: Annotated[float, Field(ge=0, lt=0.5)]
+    """Beside the mean loss of both sets; from 0.5 on the method would be paid for a worse smaller set."""
+    gate: Literal["class", "modality"]
+    """One weight for each modality and output, or for each modality."""
+    mix: Literal["logits", "probabilities"]
+
+
+class FlexMoESettings(Settings):
+    """Missing-modality bank of Flex-MoE in front of the shared fusion."""
+
+    complete_epochs: Annotated[int, Field(ge=0)]
+    """First epochs, on complete samples alone (officially 5)."""
+
+
 class ComparedSettings(Settings):
     """Own settings of the compared methods, one section a method that has any."""
 
     momke: MoMKESettings
+    drfuse: DrFuseSettings
+    simmlm: SimMLMSettings
+    flexmoe: FlexMoESettings
 
 
 class TrainSettings(Settings):
@@ -97,6 +140,8 @@ class TrainSettings(Settings):
     """Missingness of the validation split on which the best epoch is chosen; `both` is their mean."""
     precision: Literal["float32", "bfloat16"]
     """Mixed precision on a GPU; the CPU computes in float32."""
+    more_vs_fewer: Weight
+    """Weight of the loss by which more modalities must not do worse than fewer, for every method; 0 switches it off."""
 
 
 class JointSettings(Settings):

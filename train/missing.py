@@ -35,9 +35,7 @@ def draw_kept(observed: Tensor, per: Literal["batch", "sample"], generator: torc
         per: granularity of the draw.
         generator: CPU generator; the result moves to `observed`'s device.
     """
-    available = observed.cpu()
-    if not bool(available.any(-1).all()):
-        raise UserError("A sample has no observed modality. Run `selfmask check` on the samples table.")
+    available = _available(observed)
     table = patterns(available.shape[-1])
     allowed = (table[None] & ~available[:, None]).sum(-1) == 0  # [B, P]: subsets of what the sample has
     own = table[torch.multinomial(allowed.float(), 1, generator=generator).squeeze(-1)]
@@ -45,6 +43,32 @@ def draw_kept(observed: Tensor, per: Literal["batch", "sample"], generator: torc
         return own.to(observed.device)
     common = table[torch.randint(len(table), (1,), generator=generator)] & available
     return torch.where(common.any(-1, keepdim=True), common, own).to(observed.device)
+
+
+def draw_nested(observed: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw two nested kept sets of each sample; returns larger and smaller, bool [B, M], and comparable, bool [B].
+
+    Distributed as two uniform draws from the non-empty subsets of what the sample has, repeated until one strictly
+    contains the other and the first is not all of it. A sample with one modality is not comparable and keeps it.
+
+    Args:
+        observed: natural availability, bool [B, M]; no row may be empty.
+        generator: CPU generator; the results move to `observed`'s device.
+    """
+    available = _available(observed)
+    table = patterns(available.shape[-1])
+    inside = (table[None] & ~available[:, None]).sum(-1) == 0  # [B, P]
+    whole = (table[None] == available[:, None]).all(-1)
+    # Pairs below a set, in both orders; with everything in it, only the order that draws it second.
+    weight = inside * (2.0 ** table.sum(-1) - 2) * torch.where(whole, 1.0, 2.0)
+    comparable = available.sum(-1) > 1
+    weight = torch.where(comparable[:, None], weight, whole.float())
+    larger = table[torch.multinomial(weight, 1, generator=generator).squeeze(-1)]
+    below = (table[None] & ~larger[:, None]).sum(-1) == 0
+    proper = below & ~((table[None] == larger[:, None]).all(-1) & comparable[:, None])
+    smaller = table[torch.multinomial(proper.float(), 1, generator=generator).squeeze(-1)]
+    device = observed.device
+    return larger.to(device), smaller.to(device), comparable.to(device)
 
 
 def drop_by_protocol(sample_ids: Sequence[str], observed: BoolArray, seed: int) -> BoolArray:
@@ -74,6 +98,13 @@ def drop_at_rate(sample_ids: Sequence[str], observed: BoolArray, rate: float, se
         if observed[row].any() and not kept[row].any():
             kept[row, np.argmax(np.where(observed[row], draw, -1.0))] = True
     return kept
+
+
+def _available(observed: Tensor) -> Tensor:
+    available = observed.cpu()
+    if not bool(available.any(-1).all()):
+        raise UserError("A sample has no observed modality. Run `selfmask check` on the samples table.")
+    return available
 
 
 def _sample_generator(seed: int, sample_id: str, purpose: str) -> np.random.Generator:

@@ -26,6 +26,7 @@ from train.checkpoint import CONFIG, load_checkpoint, read_config, save_checkpoi
 from train.config import MethodName, ModelSettings, TrainSettings
 from train.methods.base import Method, ModelSpec
 from train.methods.registry import build_method, model_spec
+from train.more_vs_fewer import add_ranking
 from train.scoring import move, predict_bank, selection_metrics
 
 __all__ = ["load_banks", "open_stores", "predict_bank", "selection_metrics", "token_keys", "train_method"]
@@ -147,7 +148,7 @@ def _run(
     def step(batch: TokenBatch, generator: torch.Generator) -> dict[str, Tensor]:
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
             losses: dict[str, Tensor] = method(batch, generator).losses
-        return losses
+            return add_ranking(losses, method, batch, train.more_vs_fewer, generator)
 
     history = run_epochs(
         method,

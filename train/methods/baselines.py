@@ -22,10 +22,10 @@ class Baseline(Method):
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
         """Predict; in training mode also the task loss."""
-        observed = self.simulate(batch.observed, generator) if self.training else batch.observed
-        logits = self.predict(self.project(batch), observed, generator)
         if not self.training or batch.labels is None:
-            return Output(logits)
+            return Output(self.predict(self.project(batch), batch.observed, generator))
+        observed = self.simulate(batch.observed, generator)
+        logits = self.predict(self.project(batch), observed, generator)
         return Output(logits, {"loss": task_loss(logits, batch.labels, self.spec.label)})
 
     def simulate(self, observed: Tensor, generator: torch.Generator | None) -> Tensor:

@@ -9,11 +9,22 @@ import torch
 from cache.bank import TokenBank
 from extract.config import Settings
 from extract.task import LabelSpec
-from train.config import MethodName, ModelSettings, MoMKESettings, SelfMaskSettings
+from train.config import (
+    DrFuseSettings,
+    FlexMoESettings,
+    MethodName,
+    ModelSettings,
+    MoMKESettings,
+    SelfMaskSettings,
+    SimMLMSettings,
+)
 from train.methods.base import Method, ModelSpec
 from train.methods.baselines import ModalityDropout, RandomFill, ZeroFill
+from train.methods.drfuse import DrFuse
+from train.methods.flexmoe import FlexMoE
 from train.methods.momke import MoMKE
 from train.methods.selfmask import SelfMask
+from train.methods.simmlm import SimMLM
 
 
 @dataclass(frozen=True)
@@ -30,6 +41,9 @@ METHODS: dict[MethodName, Entry] = {
     "zero_fill": Entry(ZeroFill),
     "random_fill": Entry(RandomFill),
     "momke": Entry(MoMKE, MoMKESettings),
+    "drfuse": Entry(DrFuse, DrFuseSettings),
+    "simmlm": Entry(SimMLM, SimMLMSettings),
+    "flexmoe": Entry(FlexMoE, FlexMoESettings),
 }
 
 
