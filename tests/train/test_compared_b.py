@@ -30,6 +30,7 @@ from train.methods.registry import METHODS, build_method
 from train.methods.simmlm import SimMLM, mix
 from train.missing import draw_nested, patterns
 from train.more_vs_fewer import add_ranking, ranking_loss
+from train.scoring import selection_metrics
 from train.stage import train_method
 
 PARAMS = yaml.safe_load((Path(__file__).parents[2] / "params.yaml").read_text())
@@ -261,13 +262,27 @@ def test_momke_trains_on_a_fixed_pattern_and_knows_its_names() -> None:
         build("momke", {"fixed_pattern": ["nothing"]})
 
 
-def test_no_epoch_of_a_first_stage_is_selected(make_bank, settings, binary, tmp_path) -> None:
+def test_no_epoch_of_a_first_stage_is_selected_and_it_resumes(
+    make_bank, settings, binary, tmp_path, monkeypatch
+) -> None:
     banks = {"train": make_bank(24, 1), "valid": make_bank(24, 2)}
     options = ComparedSettings.model_validate(PARAMS["compared"]).momke.model_copy(update={"expert_epochs": 2})
     train = settings.train_settings.model_copy(update={"max_epochs": 3, "patience_epochs": 1})
     given = ("momke", 0, banks, binary, settings.model_settings, options)
     config = train_method(*given, train, tmp_path / "a", {})
     assert config["epochs"] == {"best": 2, "run": 3}
+
+    def killed(*args: Any) -> None:
+        if (tmp_path / "cut" / "state.pt").exists():
+            raise KeyboardInterrupt
+        return selection_metrics(*args)
+
+    monkeypatch.setattr("train.stage.selection_metrics", killed)
+    with pytest.raises(KeyboardInterrupt):  # in the second epoch, with nothing selected
+        train_method(*given, train, tmp_path / "cut", {})
+    monkeypatch.undo()
+    resumed = train_method(*given, train, tmp_path / "cut", {})
+    assert resumed["weights_sha256"] == config["weights_sha256"]
     with pytest.raises(UserError, match="first stage"):
         train_method(*given, train.model_copy(update={"max_epochs": 2}), tmp_path / "b", {})
 
@@ -320,7 +335,7 @@ def test_divergence_of_saturated_logits_is_finite_and_ignores_what_is_missing(of
     assert (shared.grad[:, 2] == 0).all()
     expected = {divergence: math.log(2), official_divergence: math.log(2) / 2}[of]
     assert float(value.detach()) == pytest.approx(expected / 2, abs=1e-6)  # the second sample agrees with itself
-    assert float(of(shared, observed_of([[0], [1]]))) == 0
+    assert float(of(shared.detach(), observed_of([[0], [1]]))) == 0
 
 
 def test_orthogonality_and_attention_equal_loop_written_ones() -> None:
