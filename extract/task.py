@@ -41,6 +41,21 @@ def task_loss(logits: Tensor, labels: Tensor, spec: LabelSpec, reduction: Litera
         reduction: `mean` over labelled rows, or `none` for [B] with zeros at unlabelled rows.
     """
     known = torch.isfinite(labels)
+    entries = loss_entries(logits, labels, spec)
+    if reduction == "mean":
+        return entries.sum() / known.sum().clamp(min=1)
+    return entries.sum(-1) / known.sum(-1).clamp(min=1) if entries.dim() > 1 else entries
+
+
+def loss_entries(logits: Tensor, labels: Tensor, spec: LabelSpec) -> Tensor:
+    """Task loss of every label, [B], or [B, L] for multi-label; zero where the label is NaN.
+
+    Args:
+        logits: [B, C].
+        labels: float32 [B], or [B, L] for multi-label; NaN marks an absent label.
+        spec: the label.
+    """
+    known = torch.isfinite(labels)
     safe = torch.where(known, labels, torch.zeros_like(labels))
     if spec.kind == "multiclass":
         entries = F.cross_entropy(logits, safe.long(), reduction="none")
@@ -48,10 +63,7 @@ def task_loss(logits: Tensor, labels: Tensor, spec: LabelSpec, reduction: Litera
         entries = (logits.squeeze(-1) - safe).square()
     else:
         entries = F.binary_cross_entropy_with_logits(logits.reshape(safe.shape), safe, reduction="none")
-    entries = entries * known
-    if reduction == "mean":
-        return entries.sum() / known.sum().clamp(min=1)
-    return entries.sum(-1) / known.sum(-1).clamp(min=1) if entries.dim() > 1 else entries
+    return entries * known
 
 
 def probabilities(logits: Tensor, spec: LabelSpec) -> Tensor:

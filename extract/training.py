@@ -41,6 +41,9 @@ class LoopSettings:
         """Return the learning rate of an epoch as a share of the first one."""
         return 1.0 if self.schedule == "constant" else (1 + math.cos(math.pi * epoch / self.max_epochs)) / 2
 
+    warmup_epochs: int = 0
+    """First epochs, in which parts are trained alone: none of them can be the best, and patience starts after them."""
+
 
 @dataclass(frozen=True)
 class History:
@@ -83,6 +86,11 @@ def run_epochs(
         UserError: a loss, a gradient or the monitor is not finite, or another rank is lost.
     """
     ranks = ranks or alone()
+    if settings.max_epochs <= settings.warmup_epochs:
+        raise UserError(
+            f"{describe}: max_epochs={settings.max_epochs} leaves no epoch after the {settings.warmup_epochs} of "
+            "the first stage. Raise max_epochs, or lower the method's own setting of the first stage's epochs."
+        )
     state = _load(folder / STATE, fingerprint)
     history: list[dict[str, float]] = state["history"] if state else []
     best: dict[str, Any] = state["best"] if state else {"epoch": -1, "monitor": float("-inf"), "module": None}
@@ -103,7 +111,7 @@ def run_epochs(
                 f"The validation metric is not finite in epoch {epoch}. "
                 "Check the validation labels with `selfmask check`, or lower the learning rate."
             )
-        if metrics["monitor"] > best["monitor"]:
+        if epoch >= settings.warmup_epochs and metrics["monitor"] > best["monitor"]:
             weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
             best = {"epoch": epoch, "monitor": metrics["monitor"], "module": weights}
         if ranks.first:
@@ -115,7 +123,9 @@ def run_epochs(
 
 
 def _finished(epochs: int, best_epoch: int, settings: LoopSettings) -> bool:
-    return epochs >= settings.max_epochs or (epochs > 0 and epochs - 1 - best_epoch >= settings.patience_epochs)
+    if epochs <= settings.warmup_epochs:
+        return False
+    return epochs >= settings.max_epochs or epochs - 1 - best_epoch >= settings.patience_epochs
 
 
 def _epoch(

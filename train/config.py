@@ -19,6 +19,10 @@ MethodName = Literal[
     "medfuse",
     "shaspec",
     "m3care",
+    "momke",
+    "drfuse",
+    "simmlm",
+    "flexmoe",
 ]
 Draw = Literal["natural", "batch", "sample"]
 """Training missingness: the natural one, or a draw for the batch or for each sample on top of it."""
@@ -143,6 +147,60 @@ class M3CareSettings(Settings):
     """gamma, weight of the difference of norms."""
 
 
+class MoMKESettings(Settings):
+    """Mixture of modality knowledge experts; the official protocol is in docs/methods.md."""
+
+    expert_epochs: Annotated[int, Field(ge=0)]
+    """First epochs of stage 1: each expert on its own modality, nothing else."""
+    expert_loss: Weight
+    """Weight of the loss of stage 1 in stage 2; officially 0."""
+    router_level: Literal["token", "sample"]
+    norm: Literal["none", "pre"]
+    """`none` is official; `pre` puts a LayerNorm before attention and MLP of the experts."""
+    fixed_pattern: tuple[str, ...]
+    """Modalities that stage 2 sees in every sample (officially one model a pattern); empty: drawn subsets."""
+
+
+class DrFuseSettings(Settings):
+    """Disentangled fusion: shared and distinct vectors, class-wise attention; all weights of its loss."""
+
+    shared_loss: Weight
+    unimodal_loss: Weight
+    """Of each modality's head on its distinct vector."""
+    divergence: Weight
+    """Between the shared vectors."""
+    jsd: Literal["full", "official"]
+    """`full`: both sides of the Bernoulli divergence, mean over coordinates; `official`: one side, summed."""
+    orthogonality: Weight
+    ranking: Weight
+    """Of the attention, by the losses of the auxiliary heads."""
+    keys: Literal["full", "low_rank"]
+    """`full`: C D^2 weights; `low_rank`: one map and a vector for each class."""
+    drawn_share: Annotated[float, Field(ge=0, le=1)]
+    """Share of each batch that draws a subset; the rest keeps what it has (officially 0.3)."""
+
+
+class SimMLMSettings(Settings):
+    """Dynamic mixture of modality experts with the "more vs fewer" loss."""
+
+    expert_epochs: Annotated[int, Field(ge=0)]
+    """First epochs of stage 1: each expert on its own modality, nothing else."""
+    expert_loss: Weight
+    """Weight of the loss of stage 1 in stage 2; officially 0."""
+    more_vs_fewer: Annotated[float, Field(ge=0, lt=0.5)]
+    """Beside the mean loss of both sets; from 0.5 on the method would be paid for a worse smaller set."""
+    gate: Literal["class", "modality"]
+    """One weight for each modality and output, or for each modality."""
+    mix: Literal["logits", "probabilities"]
+
+
+class FlexMoESettings(Settings):
+    """Missing-modality bank of Flex-MoE in front of the shared fusion."""
+
+    complete_epochs: Annotated[int, Field(ge=0)]
+    """First epochs, on complete samples alone (officially 5)."""
+
+
 class ComparedSettings(Settings):
     """Own settings of the compared methods, one section a method that has any."""
 
@@ -150,6 +208,10 @@ class ComparedSettings(Settings):
     medfuse: MedFuseSettings
     shaspec: ShaSpecSettings
     m3care: M3CareSettings
+    momke: MoMKESettings
+    drfuse: DrFuseSettings
+    simmlm: SimMLMSettings
+    flexmoe: FlexMoESettings
 
 
 class TrainSettings(Settings):
@@ -168,6 +230,8 @@ class TrainSettings(Settings):
     """Mixed precision on a GPU; the CPU computes in float32."""
     memory_gb: Annotated[float, Field(gt=0)] | None
     """Memory for tokens, in 10^9 bytes; larger caches are streamed. null: always resident."""
+    more_vs_fewer: Weight
+    """Weight of the loss by which more modalities must not do worse than fewer, for every method; 0 switches it off."""
 
 
 class JointSettings(Settings):

@@ -37,9 +37,7 @@ def draw_kept(observed: Tensor, per: Literal["batch", "sample"], generator: torc
         per: granularity of the draw.
         generator: CPU generator; the result moves to `observed`'s device.
     """
-    available = observed.cpu()
-    if not bool(available.any(-1).all()):
-        raise UserError("A sample has no observed modality. Run `selfmask check` on the samples table.")
+    available = _available(observed)
     table = patterns(available.shape[-1])
     allowed = (table[None] & ~available[:, None]).sum(-1) == 0  # [B, P]: subsets of what the sample has
     own = table[_draw_one(allowed, generator)]
@@ -49,13 +47,13 @@ def draw_kept(observed: Tensor, per: Literal["batch", "sample"], generator: torc
     return torch.where(common.any(-1, keepdim=True), common, own).to(observed.device)
 
 
-def _draw_one(allowed: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw one allowed column of each row of bool [B, P], uniformly; int64 [B].
+def _draw_one(weights: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw one column of each row of [B, P] by the weights in it, where a flag is a weight of 1; int64 [B].
 
     The numbers that `torch.multinomial` would draw, but by row, so that ranks can each keep the rows of their own.
     """
-    waiting = draw_rows(_exponential, allowed.shape, generator)
-    chosen: Tensor = (allowed.float() / waiting).argmax(-1)
+    waiting = draw_rows(_exponential, weights.shape, generator)
+    chosen: Tensor = (weights.float() / waiting).argmax(-1)
     return chosen
 
 
@@ -75,6 +73,32 @@ def draw_proper(observed: Tensor, generator: torch.Generator | None) -> Tensor:
 def simulate(observed: Tensor, draw: Draw, generator: torch.Generator | None) -> Tensor:
     """Training missingness of a method: the natural one, or a draw on top of it; bool [B, M]."""
     return observed if draw == "natural" else draw_kept(observed, draw, generator)
+
+
+def draw_nested(observed: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Draw two nested kept sets of each sample; returns larger and smaller, bool [B, M], and comparable, bool [B].
+
+    Distributed as two uniform draws from the non-empty subsets of what the sample has, repeated until one strictly
+    contains the other and the first is not all of it. A sample with one modality is not comparable and keeps it.
+
+    Args:
+        observed: natural availability, bool [B, M]; no row may be empty.
+        generator: CPU generator; the results move to `observed`'s device.
+    """
+    available = _available(observed)
+    table = patterns(available.shape[-1])
+    inside = (table[None] & ~available[:, None]).sum(-1) == 0  # [B, P]
+    whole = (table[None] == available[:, None]).all(-1)
+    # Pairs below a set, in both orders; with everything in it, only the order that draws it second.
+    weight = inside * (2.0 ** table.sum(-1) - 2) * torch.where(whole, 1.0, 2.0)
+    comparable = available.sum(-1) > 1
+    weight = torch.where(comparable[:, None], weight, whole.float())
+    larger = table[_draw_one(weight, generator)]
+    below = (table[None] & ~larger[:, None]).sum(-1) == 0
+    proper = below & ~((table[None] == larger[:, None]).all(-1) & comparable[:, None])
+    smaller = table[_draw_one(proper, generator)]
+    device = observed.device
+    return larger.to(device), smaller.to(device), comparable.to(device)
 
 
 def drop_by_protocol(sample_ids: Sequence[str], observed: BoolArray, seed: int) -> BoolArray:
@@ -104,6 +128,13 @@ def drop_at_rate(sample_ids: Sequence[str], observed: BoolArray, rate: float, se
         if observed[row].any() and not kept[row].any():
             kept[row, np.argmax(np.where(observed[row], draw, -1.0))] = True
     return kept
+
+
+def _available(observed: Tensor) -> Tensor:
+    available = observed.cpu()
+    if not bool(available.any(-1).all()):
+        raise UserError("A sample has no observed modality. Run `selfmask check` on the samples table.")
+    return available
 
 
 def _sample_generator(seed: int, sample_id: str, purpose: str) -> np.random.Generator:

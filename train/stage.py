@@ -28,6 +28,7 @@ from train.checkpoint import CONFIG, load_checkpoint, read_config, save_checkpoi
 from train.config import MethodName, ModelSettings, TrainSettings
 from train.methods.base import Method, ModelSpec
 from train.methods.registry import build_method, model_spec
+from train.more_vs_fewer import add_ranking
 from train.scoring import predict_bank, selection_metrics
 from train.shares import SharedBatch, gather_share, whole_share
 
@@ -163,16 +164,23 @@ def _run(
     usable = bank.observed.any(-1).nonzero().flatten()  # a sample whose every value failed teaches nothing
     if not len(usable):
         raise UserError("No training sample has tokens. Run `selfmask extract` and read its failures.")
+    if ranks.size > 1 and (not method.shares_batches or train.more_vs_fewer):
+        raise UserError(
+            f"{config['method']} with more_vs_fewer={train.more_vs_fewer:g} trains in one process: its losses do not "
+            "add up over parts of a batch. Leave out torchrun."
+        )
     mixed = train.precision == "bfloat16" and device.type == "cuda"
 
     def batches(epoch: int, generator: SharedGenerator) -> Iterator[SharedBatch]:
+        method.start_epoch(epoch)
         for batch in _epoch_batches(bank, usable, train.batch_size, config["seed"], epoch, generator, ranks):
             yield batch.to(device)
 
     def step(batch: SharedBatch, generator: SharedGenerator) -> dict[str, Tensor]:
         generator.share = batch.share if ranks.size > 1 else None
         with torch.autocast(device.type, torch.bfloat16, enabled=mixed):
-            return batch.weighted(method(batch.tokens, generator))
+            losses = batch.weighted(method(batch.tokens, generator))
+            return add_ranking(losses, method, batch.tokens, train.more_vs_fewer, generator)
 
     history = run_epochs(
         method,
@@ -180,7 +188,13 @@ def _run(
         batches=batches,
         step=step,
         validate=lambda: selection_metrics(method, banks["valid"], valid_ids, train.select_on, 4 * train.batch_size),
-        settings=LoopSettings(train.max_epochs, train.patience_epochs, train.clip_norm, config["seed"]),
+        settings=LoopSettings(
+            train.max_epochs,
+            train.patience_epochs,
+            train.clip_norm,
+            config["seed"],
+            warmup_epochs=method.warmup_epochs,
+        ),
         folder=out,
         fingerprint=config["fingerprint"],
         after_step=method.after_step,

@@ -43,7 +43,7 @@ SETTINGS = ExtractSettings(
     compression="none",
     precision="float32",
     sorted_batches=8,
-    part_megabytes=0.0415,  # two chunks of the small encoder's tokens, not three
+    part_megabytes=0.058,  # two chunks of the small encoder's tokens, not three
     part_minutes=15.0,
 )
 SLOW_ENCODER = {"width": 64, "layers": 4, "heads": 4, "dropout": 0.1}

@@ -70,9 +70,9 @@ def make_batch(rows: int = 6, seed: int = 0, observed: Tensor | None = None) -> 
     return TokenBatch(tokens, valid, maskable, observed, labels)
 
 
-def build(name: str = "selfmask", **changes: object) -> Method:
+def build(**changes: object) -> Method:
     torch.manual_seed(0)
-    return build_method(name, SPEC, MODEL, settings(**changes))  # type: ignore[arg-type]
+    return build_method("selfmask", SPEC, MODEL, settings(**changes))
 
 
 def test_losses_of_eq_6_and_8_equal_a_loop_written_reference() -> None:

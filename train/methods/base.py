@@ -85,6 +85,12 @@ class Projections(nn.Module):
 class Method(nn.Module, ABC):
     """One way to predict from any subset of modalities."""
 
+    warmup_epochs: int = 0
+    """Epochs in which parts are trained alone; the loop selects none of them."""
+    warming_up: bool = False
+    shares_batches: bool = False
+    """Whether the losses of a batch's parts add up to the batch's, so that several ranks can train it."""
+
     def __init__(self, spec: ModelSpec, model: ModelSettings) -> None:
         super().__init__()
         self.spec = spec
@@ -93,7 +99,11 @@ class Method(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
-        """Training mode: draw missingness and return losses; evaluation mode: predict from `batch.observed`."""
+        """Training mode with labels: draw missingness and return losses; else predict from `batch.observed`."""
+
+    def start_epoch(self, epoch: int) -> None:
+        """Prepare a training epoch; a function of its number alone, so that a resumed run is exact."""
+        self.warming_up = epoch < self.warmup_epochs
 
     def after_step(self) -> None:
         """Update what moves after the optimiser step."""

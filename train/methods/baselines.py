@@ -22,16 +22,18 @@ from train.transformer import Fusion
 class Baseline(Method):
     """Projection and fusion only; subclasses say what stands for a missing modality."""
 
+    shares_batches = True
+
     def __init__(self, spec: ModelSpec, model: ModelSettings) -> None:
         super().__init__(spec, model)
         self.fusion = Fusion(model, outputs(spec.label))
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
         """Predict; in training mode also the task loss."""
-        observed = self.simulate(batch.observed, generator) if self.training else batch.observed
-        logits = self.predict(self.project(batch), observed, generator)
         if not self.training or batch.labels is None:
-            return Output(logits)
+            return Output(self.predict(self.project(batch), batch.observed, generator))
+        observed = self.simulate(batch.observed, generator)
+        logits = self.predict(self.project(batch), observed, generator)
         loss = task_loss(logits, batch.labels, self.spec.label)
         return Output(logits, {"loss": loss}, labelled={"loss": 1.0})
 

@@ -121,7 +121,8 @@ class M3Care(Method):
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
         """Predict; in training mode also the losses, and the batch's vectors are stored."""
-        observed = simulate(batch.observed, self.settings.draw, generator) if self.training else batch.observed
+        learning = self.training and batch.labels is not None
+        observed = simulate(batch.observed, self.settings.draw, generator) if learning else batch.observed
         tokens = self.project(batch)
         vectors, hidden = self.encode(tokens, observed)
         nodes = self.nodes(vectors, observed)

@@ -38,7 +38,8 @@ class MedFuse(Method):
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
         """Predict; in training mode also the losses of both stages."""
-        observed = simulate(batch.observed, self.settings.draw, generator) if self.training else batch.observed
+        learning = self.training and batch.labels is not None
+        observed = simulate(batch.observed, self.settings.draw, generator) if learning else batch.observed
         summaries, _ = self.encode(self.project(batch), observed)
         vectors = torch.stack([self.maps[i](summaries[:, i]) for i in range(len(self.maps))], dim=1)
         logits = self.fuse(vectors, observed, self._order(generator))

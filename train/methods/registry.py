@@ -10,21 +10,29 @@ from cache.streaming import CachedBank
 from extract.config import Settings
 from extract.task import LabelSpec
 from train.config import (
+    DrFuseSettings,
+    FlexMoESettings,
     M3CareSettings,
     MedFuseSettings,
     MethodName,
     ModelSettings,
+    MoMKESettings,
     SelfMaskSettings,
     ShaSpecSettings,
+    SimMLMSettings,
     SmilSettings,
 )
 from train.methods.base import Method, ModelSpec
 from train.methods.baselines import ModalityDropout, RandomFill, ZeroFill
+from train.methods.drfuse import DrFuse
+from train.methods.flexmoe import FlexMoE
 from train.methods.learned_token import LearnedToken
 from train.methods.m3care import M3Care
 from train.methods.medfuse import MedFuse
+from train.methods.momke import MoMKE
 from train.methods.selfmask import SelfMask
 from train.methods.shaspec import ShaSpec
+from train.methods.simmlm import SimMLM
 from train.methods.smil import Smil
 
 
@@ -46,6 +54,10 @@ METHODS: dict[MethodName, Entry] = {
     "medfuse": Entry(MedFuse, MedFuseSettings),
     "shaspec": Entry(ShaSpec, ShaSpecSettings),
     "m3care": Entry(M3Care, M3CareSettings),
+    "momke": Entry(MoMKE, MoMKESettings),
+    "drfuse": Entry(DrFuse, DrFuseSettings),
+    "simmlm": Entry(SimMLM, SimMLMSettings),
+    "flexmoe": Entry(FlexMoE, FlexMoESettings),
 }
 
 

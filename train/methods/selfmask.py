@@ -59,6 +59,8 @@ class CachedSource:
 class SelfMask(Method):
     """Predictor g, its average, mask predictor h, fusion f, and the learned vectors t, E and V."""
 
+    shares_batches = True
+
     def __init__(self, spec: ModelSpec, model: ModelSettings, selfmask: SelfMaskSettings) -> None:
         super().__init__(spec, model)
         self.fusion = Fusion(model, outputs(spec.label))

@@ -44,7 +44,8 @@ class ShaSpec(Method):
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
         """Predict; in training mode also l_task + alpha l_dao + beta l_dco."""
-        observed = simulate(batch.observed, self.settings.draw, generator) if self.training else batch.observed
+        learning = self.training and batch.labels is not None
+        observed = simulate(batch.observed, self.settings.draw, generator) if learning else batch.observed
         shared, specific = self.vectors(self.project(batch), observed)
         logits: Tensor = self.head(self.features(shared, specific, observed).flatten(1))
         if not self.training or batch.labels is None:
