@@ -115,15 +115,38 @@ class TextEncoder(Encoder):
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary: int, max_tokens: int) -> Tokenizer:
-    """Train a lower-casing WordPiece tokenizer on the given texts."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(vocab_size=vocabulary, special_tokens=SPECIAL, show_progress=False)
-    tokenizer.train_from_iterator(texts, trainer)
+    """Train a lower-casing WordPiece tokenizer on the given texts; the same texts give the same word pieces."""
+    kept = list(texts)
+    trained = _word_pieces()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary, special_tokens=[*SPECIAL, *_continuations(trained, kept)], show_progress=False
+    )
+    trained.train_from_iterator(kept, trainer)
+    tokenizer = _word_pieces(trained.get_vocab())
+    tokenizer.add_special_tokens(SPECIAL)
     ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
     tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     return with_limit(tokenizer, max_tokens)
+
+
+def _word_pieces(vocabulary: dict[str, int] | None = None) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
+
+
+def _continuations(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
+    """Return the one-letter pieces inside words, in order.
+
+    The trainer numbers them in the order of a hash map, another one in every run, and resolves ties by number. Given as
+    special tokens they have their numbers before it starts.
+    """
+    letters: set[str] = set()
+    for text in texts:
+        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
+            letters.update(word[1:])
+    return [f"##{letter}" for letter in sorted(letters)]
 
 
 def pretrained_tokenizer(settings: TextSettings) -> Tokenizer:

@@ -248,6 +248,16 @@ def test_special_tokens_are_never_maskable_and_long_text_is_cut() -> None:
     assert embedded.maskable[0, 1:-1].all()
 
 
+def test_the_same_texts_give_the_same_word_pieces() -> None:
+    texts = [" ".join(WORDS[n:] + WORDS[:n]) for n in range(len(WORDS))]
+    tokenizers = [train_tokenizer(iter(texts), 60, 12) for _ in range(5)]
+    assert len({tokenizer.to_str() for tokenizer in tokenizers}) == 1
+    whole = tokenizers[0].encode(texts[0])
+    assert (whole.tokens[0], whole.tokens[-1]) == ("[CLS]", "[SEP]")
+    assert "[UNK]" not in whole.tokens
+    assert tokenizers[0].get_vocab_size() <= 60
+
+
 def test_image_augmentation_is_seeded_and_moves_pixels() -> None:
     changed = {"rotate_degrees": 20, "translate": 0.1, "scale": 0.1}
     encoder = ImageEncoder(ImageSettings.model_validate({**IMAGE.model_dump(), "augment": changed}))
