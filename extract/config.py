@@ -64,11 +64,11 @@ class ImageSettings(TransformerSettings):
 
 
 class TextSettings(TransformerSettings):
-    """A transformers BERT."""
+    """A text encoder of transformers: BERT, DeBERTa (v1 and v3), or any other by name."""
 
-    type: Literal["bert"]
+    type: Literal["bert", "deberta", "hf_text"]
     weights: str
-    """`scratch`, `hf:<hub id>` or a local folder."""
+    """`scratch`, `hf:<hub id>`, a local folder, or the folder of a fitted encoder."""
     revision: str | None
     """Hub commit to pin."""
     max_tokens: PositiveInt

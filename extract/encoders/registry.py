@@ -20,7 +20,10 @@ from extract.config import AudioSettings, EncoderSettings, ImageSettings, TextSe
 from extract.encoders.base import Encoder
 from extract.samples import ModalitySpec
 
-KINDS = {"timeseries": "timeseries", "vit": "image", "bert": "text", "logmel": "audio"}
+KINDS = {
+    **{"timeseries": "timeseries", "vit": "image", "logmel": "audio"},
+    **{"bert": "text", "deberta": "text", "hf_text": "text"},
+}
 SETTINGS: TypeAdapter[Any] = TypeAdapter(EncoderSettings)
 
 
@@ -41,8 +44,11 @@ def build_encoder(
         raise UserError(
             f"Encoder '{settings.type}' reads {KINDS[settings.type]}; modality '{modality.name}' is {modality.kind}."
         )
+    fitted = fitted_folder(settings)
+    if fitted is not None:
+        return _from_fitted(settings, fitted)
     if isinstance(settings, TextSettings):
-        from extract.encoders.text import pretrained_tokenizer, train_tokenizer
+        from extract.encoders.tokenizer import pretrained_tokenizer, train_tokenizer
 
         scratch = settings.weights == "scratch"
         tokenizer = (
@@ -52,6 +58,28 @@ def build_encoder(
         )
         return _assemble(settings, {"tokenizer": tokenizer.to_str()}, load_weights=True)
     return _assemble(settings, {"channels": list(modality.channels)}, load_weights=True)
+
+
+def fitted_folder(settings: EncoderSettings) -> Path | None:
+    """Return the folder of the fitted encoder that `weights` names, None where it names something else."""
+    folder = Path(getattr(settings, "weights", "scratch"))
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return folder if isinstance(config, dict) and {"settings", "assets"} <= config.keys() else None
+
+
+def _from_fitted(settings: EncoderSettings, folder: Path) -> Encoder:
+    """Start from a fitted encoder of ours, with its tokenizer; what may differ is how it is trained from here."""
+    encoder = load_encoder(folder)
+    mine, theirs = settings.model_dump(), encoder.settings.model_dump()  # type: ignore[operator,union-attr]
+    free = ("weights", "revision", "dropout", "augment", "heads")
+    differing = [f"{k} {theirs.get(k)!r}" for k, v in mine.items() if k not in free and theirs.get(k) != v]
+    if differing:
+        raise UserError(f"The encoder in {folder} has {', '.join(differing)}. Set encoders.<name> to the same.")
+    encoder.settings = settings  # type: ignore[assignment]
+    return encoder.train()
 
 
 def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any]) -> None:
@@ -96,4 +124,4 @@ def _assemble(settings: EncoderSettings, assets: dict[str, Any], *, load_weights
     from extract.encoders.text import TextEncoder
 
     tokenizer = Tokenizer.from_str(assets["tokenizer"])
-    return TextEncoder(settings, tokenizer, None if load_weights else assets["config"])
+    return TextEncoder(settings, tokenizer, None if load_weights else assets)

@@ -17,7 +17,8 @@ from cache.store import TokenStore
 from extract.config import ExtractSettings, ImageSettings, TextSettings
 from extract.encoders.image import ImageEncoder
 from extract.encoders.registry import save_encoder
-from extract.encoders.text import TextEncoder, train_tokenizer
+from extract.encoders.text import TextEncoder
+from extract.encoders.tokenizer import train_tokenizer
 from extract.extraction import extract_modality
 from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
 from extract.task import LabelSpec
