@@ -89,8 +89,22 @@ class AudioSettings(TransformerSettings):
     max_seconds: Annotated[float, Field(gt=0)]
 
 
+class SpeechSettings(TransformerSettings):
+    """wav2vec 2.0, HuBERT, WavLM or UniSpeech of transformers."""
+
+    type: Literal["wav2vec2"]
+    weights: str
+    """`scratch`, `hf:<hub id>`, a local folder, or the folder of a fitted encoder."""
+    revision: str | None
+    """Hub commit to pin."""
+    sample_rate_hz: PositiveInt
+    """What the model was trained on; clips are resampled to it."""
+    max_seconds: Annotated[float, Field(gt=0)]
+    """Longer clips are cut."""
+
+
 EncoderSettings = Annotated[
-    TimeSeriesSettings | ImageSettings | TextSettings | AudioSettings, Field(discriminator="type")
+    TimeSeriesSettings | ImageSettings | TextSettings | AudioSettings | SpeechSettings, Field(discriminator="type")
 ]
 
 

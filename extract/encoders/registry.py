@@ -16,13 +16,20 @@ from tokenizers import Tokenizer
 
 from cache.errors import UserError
 from cache.publish import replacing, write_json
-from extract.config import AudioSettings, EncoderSettings, ImageSettings, TextSettings, TimeSeriesSettings
+from extract.config import (
+    AudioSettings,
+    EncoderSettings,
+    ImageSettings,
+    SpeechSettings,
+    TextSettings,
+    TimeSeriesSettings,
+)
 from extract.encoders.base import Encoder
 from extract.samples import ModalitySpec
 
 KINDS = {
     **{"timeseries": "timeseries", "vit": "image", "logmel": "audio"},
-    **{"bert": "text", "deberta": "text", "hf_text": "text"},
+    **{"bert": "text", "deberta": "text", "hf_text": "text", "wav2vec2": "audio"},
 }
 SETTINGS: TypeAdapter[Any] = TypeAdapter(EncoderSettings)
 
@@ -121,6 +128,10 @@ def _assemble(settings: EncoderSettings, assets: dict[str, Any], *, load_weights
         from extract.encoders.audio import AudioEncoder
 
         return AudioEncoder(settings)
+    if isinstance(settings, SpeechSettings):
+        from extract.encoders.wav2vec2 import Wav2Vec2Encoder
+
+        return Wav2Vec2Encoder(settings, None if load_weights else assets)
     from extract.encoders.text import TextEncoder
 
     tokenizer = Tokenizer.from_str(assets["tokenizer"])
