@@ -50,17 +50,37 @@ class AugmentSettings(Settings):
     """Scale is drawn from [1 - scale, 1 + scale]."""
 
 
-class ImageSettings(TransformerSettings):
-    """A timm Vision Transformer."""
+class PatchSettings(TransformerSettings):
+    """An encoder of square patches of an image."""
 
-    type: Literal["vit"]
+    type: str
     weights: str
-    """`scratch`, `timm:<model name>` (pretrained, from the hub or its local cache) or a local folder."""
     image_size: PositiveInt
     """Side in pixels."""
     patch_size: PositiveInt
     channels: Literal[1, 3]
     augment: AugmentSettings | None
+
+
+class ImageSettings(PatchSettings):
+    """A timm Vision Transformer.
+
+    `weights` is `scratch`, `timm:<model name>` (pretrained, from the hub or its local cache; `@<commit>` pins it), a
+    local folder, or the folder of a fitted encoder.
+    """
+
+    type: Literal["vit"]
+
+
+class HubImageSettings(PatchSettings):
+    """A vision tower of transformers.
+
+    `weights` is `scratch` (SigLIP's layout), `hf:<hub id>`, a local folder, or the folder of a fitted encoder.
+    """
+
+    type: Literal["hf_image"]
+    revision: str | None
+    """Hub commit to pin."""
 
 
 class TextSettings(TransformerSettings):
@@ -104,7 +124,8 @@ class SpeechSettings(TransformerSettings):
 
 
 EncoderSettings = Annotated[
-    TimeSeriesSettings | ImageSettings | TextSettings | AudioSettings | SpeechSettings, Field(discriminator="type")
+    TimeSeriesSettings | ImageSettings | HubImageSettings | TextSettings | AudioSettings | SpeechSettings,
+    Field(discriminator="type"),
 ]
 
 

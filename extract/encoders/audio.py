@@ -32,6 +32,11 @@ class AudioEncoder(Encoder):
         self.embedding = nn.Linear(settings.mels * settings.frames_per_token, settings.width)
         self.transformer = SequenceTransformer(settings)
 
+    @classmethod
+    def assemble(cls, settings: AudioSettings, assets: dict[str, Any], *, load_weights: bool) -> "AudioEncoder":
+        """Build from settings alone."""
+        return cls(settings)
+
     def preprocess(self, value: Waveform) -> dict[str, np.ndarray]:
         """Return standardised log-mel frames [F, mels] of at most `max_seconds`."""
         samples = resampled(value, self.settings.sample_rate_hz, self.settings.max_seconds)

@@ -9,6 +9,7 @@ files are in the cache.
 
 import logging
 import pickle
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ LOADING = (
     *(pickle.UnpicklingError, SafetensorError),
 )
 """What transformers raises for absent, damaged, foreign or unsafe files."""
+MOST_LISTED = 20
 NOT_SIZES = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "_name_or_path")
 
 
@@ -129,12 +131,19 @@ def weights_digests(weights: str) -> dict[str, str]:
 def _report(origin: dict[str, Any], revision: str | None) -> None:
     lines = []
     if origin["unknown_keys"]:
-        keys = ", ".join(origin["unknown_keys"])
+        keys = ", ".join(_summary(origin["unknown_keys"]))
         lines.append(f"{origin['weights']}: {len(origin['unknown_keys'])} keys are not used: {keys}")
     if origin["revision"] is not None and revision is None:
         lines.append(f"{origin['weights']} is not pinned. Set revision: {origin['revision']} to get the same weights.")
     for line in lines:
         Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+def _summary(keys: list[str]) -> list[str]:
+    """Return the keys, or, of a whole text tower, the modules and how many keys each has."""
+    if len(keys) <= MOST_LISTED:
+        return keys
+    return [f"{module} ({count})" for module, count in Counter(key.split(".")[0] for key in keys).items()]
 
 
 def saved_config(trunk: nn.Module) -> dict[str, Any]:

@@ -4,33 +4,42 @@ A saved encoder is a folder with `model.safetensors` and `config.json` (settings
 tokenizer); nothing is pickled, and a fitted encoder never needs the hub again.
 """
 
+import importlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 
 from cache.errors import UserError
 from cache.publish import replacing, write_json
-from extract.config import (
-    AudioSettings,
-    EncoderSettings,
-    ImageSettings,
-    SpeechSettings,
-    TextSettings,
-    TimeSeriesSettings,
-)
+from extract.config import EncoderSettings
 from extract.encoders.base import Encoder
 from extract.samples import ModalitySpec
 
-KINDS = {
-    **{"timeseries": "timeseries", "vit": "image", "logmel": "audio"},
-    **{"bert": "text", "deberta": "text", "hf_text": "text", "wav2vec2": "audio"},
+
+class Member(NamedTuple):
+    """Where an encoder type is: the kind of modality that it reads, its module in this package, its class."""
+
+    kind: str
+    module: str
+    name: str
+
+
+MEMBERS = {
+    "timeseries": Member("timeseries", "timeseries", "TimeSeriesEncoder"),
+    "vit": Member("image", "image", "ImageEncoder"),
+    "hf_image": Member("image", "hf_image", "HubImageEncoder"),
+    "bert": Member("text", "text", "TextEncoder"),
+    "deberta": Member("text", "text", "TextEncoder"),
+    "hf_text": Member("text", "text", "TextEncoder"),
+    "logmel": Member("audio", "audio", "AudioEncoder"),
+    "wav2vec2": Member("audio", "wav2vec2", "Wav2Vec2Encoder"),
 }
+"""Encoder type of params.yaml to its class, which is imported when it is used: libraries take seconds to load."""
 SETTINGS: TypeAdapter[Any] = TypeAdapter(EncoderSettings)
 
 
@@ -47,24 +56,14 @@ def build_encoder(
     Raises:
         UserError: the encoder does not read this kind of modality.
     """
-    if KINDS[settings.type] != modality.kind:
-        raise UserError(
-            f"Encoder '{settings.type}' reads {KINDS[settings.type]}; modality '{modality.name}' is {modality.kind}."
-        )
+    kind = MEMBERS[settings.type].kind
+    if kind != modality.kind:
+        raise UserError(f"Encoder '{settings.type}' reads {kind}; modality '{modality.name}' is {modality.kind}.")
     fitted = fitted_folder(settings)
     if fitted is not None:
         return _from_fitted(settings, fitted)
-    if isinstance(settings, TextSettings):
-        from extract.encoders.tokenizer import pretrained_tokenizer, train_tokenizer
-
-        scratch = settings.weights == "scratch"
-        tokenizer = (
-            train_tokenizer(train_values(), settings.vocabulary, settings.max_tokens)
-            if scratch
-            else pretrained_tokenizer(settings)
-        )
-        return _assemble(settings, {"tokenizer": tokenizer.to_str()}, load_weights=True)
-    return _assemble(settings, {"channels": list(modality.channels)}, load_weights=True)
+    member = _class(settings.type)
+    return member.assemble(settings, member.prepare(settings, modality, train_values), load_weights=True)
 
 
 def fitted_folder(settings: EncoderSettings) -> Path | None:
@@ -106,7 +105,8 @@ def load_encoder(folder: Path) -> Encoder:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        encoder = _assemble(SETTINGS.validate_python(config["settings"]), config["assets"], load_weights=False)
+        settings = SETTINGS.validate_python(config["settings"])
+        encoder = _class(settings.type).assemble(settings, config["assets"], load_weights=False)
         encoder.load_state_dict(load_file(folder / "model.safetensors"))
     except FileNotFoundError as error:
         raise UserError(f"There is no fitted encoder in {folder}. Run `selfmask fit`.") from error
@@ -115,24 +115,7 @@ def load_encoder(folder: Path) -> Encoder:
     return encoder.eval()
 
 
-def _assemble(settings: EncoderSettings, assets: dict[str, Any], *, load_weights: bool) -> Encoder:
-    if isinstance(settings, TimeSeriesSettings):
-        from extract.encoders.timeseries import TimeSeriesEncoder
-
-        return TimeSeriesEncoder(settings, assets["channels"])
-    if isinstance(settings, ImageSettings):
-        from extract.encoders.image import ImageEncoder
-
-        return ImageEncoder(settings, None if load_weights else assets)
-    if isinstance(settings, AudioSettings):
-        from extract.encoders.audio import AudioEncoder
-
-        return AudioEncoder(settings)
-    if isinstance(settings, SpeechSettings):
-        from extract.encoders.wav2vec2 import Wav2Vec2Encoder
-
-        return Wav2Vec2Encoder(settings, None if load_weights else assets)
-    from extract.encoders.text import TextEncoder
-
-    tokenizer = Tokenizer.from_str(assets["tokenizer"])
-    return TextEncoder(settings, tokenizer, None if load_weights else assets)
+def _class(kind: str) -> type[Encoder]:
+    member = MEMBERS[kind]
+    found: type[Encoder] = getattr(importlib.import_module(f"extract.encoders.{member.module}"), member.name)
+    return found

@@ -7,7 +7,7 @@ with code of its own (CXR-BERT) is loaded into a stock BERT. The trunk's state i
 encoders that were saved before there were others still load.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,8 @@ from cache.errors import UserError
 from extract.config import TextSettings
 from extract.encoders import pretrained
 from extract.encoders.base import Embedded, Encoder, pad
-from extract.encoders.tokenizer import mask_token, tokenizer_digest
+from extract.encoders.tokenizer import mask_token, pretrained_tokenizer, tokenizer_digest, train_tokenizer
+from extract.samples import ModalitySpec
 from extract.values import UnreadableValue
 
 from transformers import AutoModel, BertConfig, BertModel, DebertaModel, DebertaV2Config, DebertaV2Model  # isort: skip
@@ -43,6 +44,20 @@ class TextEncoder(Encoder):
         mask = mask_token(tokenizer)
         if mask is not None and settings.weights != "scratch":  # what pretraining used at exactly this point
             self.placeholder.data.copy_(trunk.get_input_embeddings().weight[mask].detach())
+
+    @classmethod
+    def prepare(
+        cls, settings: TextSettings, modality: ModalitySpec, train_values: Callable[[], Iterable[Any]]
+    ) -> dict[str, Any]:
+        """The tokenizer of pretrained weights, or one trained on the training split."""
+        if settings.weights == "scratch":
+            return {"tokenizer": train_tokenizer(train_values(), settings.vocabulary, settings.max_tokens).to_str()}
+        return {"tokenizer": pretrained_tokenizer(settings).to_str()}
+
+    @classmethod
+    def assemble(cls, settings: TextSettings, assets: dict[str, Any], *, load_weights: bool) -> "TextEncoder":
+        """Build from settings and tokenizer."""
+        return cls(settings, Tokenizer.from_str(assets["tokenizer"]), None if load_weights else assets)
 
     def preprocess(self, value: str) -> dict[str, np.ndarray]:
         """Return token ids and which of them are special; at most `max_tokens`."""
