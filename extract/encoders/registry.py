@@ -89,7 +89,7 @@ def _from_fitted(settings: EncoderSettings, folder: Path) -> Encoder:
 
 
 def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any]) -> None:
-    """Write weights, then `config.json`; `extra` is kept in it (what fitted it)."""
+    """Write weights, then `config.json`; `extra` is kept in it (what fitted it; `fitted: false` if nothing did)."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as temporary:
         save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, temporary)
@@ -113,6 +113,13 @@ def load_encoder(folder: Path) -> Encoder:
     except (KeyError, ValueError, ValidationError, RuntimeError, SafetensorError) as error:
         raise UserError(f"The encoder in {folder} cannot be loaded: {error}. Run `selfmask fit` again.") from error
     return encoder.eval()
+
+
+def has_learned(folder: Path) -> bool:
+    """Whether a saved encoder was fitted or started from published weights; false says that its weights are random."""
+    config = json.loads((folder / "config.json").read_text())
+    fitted: bool = config["extra"].get("fitted", True)
+    return fitted or config["settings"].get("weights", "scratch") != "scratch"
 
 
 def _class(kind: str) -> type[Encoder]:
