@@ -50,12 +50,11 @@ class AugmentSettings(Settings):
     """Scale is drawn from [1 - scale, 1 + scale]."""
 
 
-class ImageSettings(TransformerSettings):
-    """A timm Vision Transformer."""
+class PatchSettings(TransformerSettings):
+    """An encoder of square patches of an image."""
 
-    type: Literal["vit"]
+    type: str
     weights: str
-    """`scratch`, `timm:<model name>` (pretrained, from the hub or its local cache) or a local folder."""
     image_size: PositiveInt
     """Side in pixels."""
     patch_size: PositiveInt
@@ -63,12 +62,33 @@ class ImageSettings(TransformerSettings):
     augment: AugmentSettings | None
 
 
-class TextSettings(TransformerSettings):
-    """A transformers BERT."""
+class ImageSettings(PatchSettings):
+    """A timm Vision Transformer.
 
-    type: Literal["bert"]
+    `weights` is `scratch`, `timm:<model name>` (pretrained, from the hub or its local cache; `@<commit>` pins it), a
+    local folder, or the folder of a fitted encoder.
+    """
+
+    type: Literal["vit"]
+
+
+class HubImageSettings(PatchSettings):
+    """A vision tower of transformers.
+
+    `weights` is `scratch` (SigLIP's layout), `hf:<hub id>`, a local folder, or the folder of a fitted encoder.
+    """
+
+    type: Literal["hf_image"]
+    revision: str | None
+    """Hub commit to pin."""
+
+
+class TextSettings(TransformerSettings):
+    """A text encoder of transformers: BERT, DeBERTa (v1 and v3), or any other by name."""
+
+    type: Literal["bert", "deberta", "hf_text"]
     weights: str
-    """`scratch`, `hf:<hub id>` or a local folder."""
+    """`scratch`, `hf:<hub id>`, a local folder, or the folder of a fitted encoder."""
     revision: str | None
     """Hub commit to pin."""
     max_tokens: PositiveInt
@@ -89,8 +109,23 @@ class AudioSettings(TransformerSettings):
     max_seconds: Annotated[float, Field(gt=0)]
 
 
+class SpeechSettings(TransformerSettings):
+    """wav2vec 2.0, HuBERT, WavLM or UniSpeech of transformers."""
+
+    type: Literal["wav2vec2"]
+    weights: str
+    """`scratch`, `hf:<hub id>`, a local folder, or the folder of a fitted encoder."""
+    revision: str | None
+    """Hub commit to pin."""
+    sample_rate_hz: PositiveInt
+    """What the model was trained on; clips are resampled to it."""
+    max_seconds: Annotated[float, Field(gt=0)]
+    """Longer clips are cut."""
+
+
 EncoderSettings = Annotated[
-    TimeSeriesSettings | ImageSettings | TextSettings | AudioSettings, Field(discriminator="type")
+    TimeSeriesSettings | ImageSettings | HubImageSettings | TextSettings | AudioSettings | SpeechSettings,
+    Field(discriminator="type"),
 ]
 
 

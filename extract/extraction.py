@@ -22,7 +22,7 @@ from cache.publish import file_sha256
 from cache.store import TokenStore
 from extract.config import ExtractSettings
 from extract.encoders.base import Encoder
-from extract.encoders.registry import load_encoder
+from extract.encoders.registry import has_learned, load_encoder
 from extract.engines.chunks import WorkQueue, chunk_samples, cut
 from extract.engines.claims import Claims, require_no_writer
 from extract.engines.local import run_local
@@ -103,7 +103,11 @@ def extract_modality(
         UserError: another process is writing to the cache that is to be replaced, or Ray cannot be used.
     """
     encoder = load_encoder(encoder_folder)
-    store = _open(out, cache_key(encoder, encoder_folder, extract.precision), encoder.width, extract, replace)
+    learned = has_learned(encoder_folder)
+    if not learned:
+        _warn(f"WARNING: the encoder in {encoder_folder} has random weights; its tokens are only good for tests.")
+    key = cache_key(encoder, encoder_folder, extract.precision, fitted=learned)
+    store = _open(out, key, encoder.width, extract, replace)
     wanted = _wanted(table, modality)
     todo = store.missing_from(wanted)
     progress = Progress(modality, len(todo))
@@ -139,8 +143,12 @@ def _open(out: Path, key: CacheKey, width: int, extract: ExtractSettings, replac
         shutil.rmtree(out)
     except CorruptCacheError:
         for line in TokenStore.open(out, check=False).verify(repair=True).repaired:
-            Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
+            _warn(line)
     return TokenStore.create(out, key, width, extract.dtype, extract.compression)
+
+
+def _warn(line: str) -> None:
+    Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
 
 
 def _is_token_cache(path: Path) -> bool:

@@ -92,8 +92,9 @@ def train_values(table: SamplesTable, modality: str) -> Iterable[Any]:
 
 def _weights_digest(settings: EncoderSettings) -> list[str]:
     """Digests of a local weights folder, whose name alone does not say what is in it."""
-    folder = Path(getattr(settings, "weights", "scratch"))
-    return [file_sha256(path) for path in sorted(folder.glob("*.safetensors"))] if folder.is_dir() else []
+    folder = Path(getattr(settings, "weights", "scratch").removeprefix("hf:"))
+    endings = ("safetensors", "bin", "pt")
+    return [file_sha256(path) for ending in endings for path in sorted(folder.glob(f"*.{ending}"))]
 
 
 def _bank(table: SamplesTable, split: str, modality: str, encoder: Encoder) -> InputBank:

@@ -1,6 +1,6 @@
 """A small Transformer on log-mel frames.
 
-Resampling by SciPy, spectra by torch.stft, triangular mel filters; frames are standardised per clip, so loudness does
+Spectra by torch.stft, triangular mel filters; frames are standardised per clip, so loudness does
 not matter. A token is `frames_per_token` consecutive frames. Windows longer than the hop overlap, so a little of a
 masked token shows in its neighbours.
 """
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.signal import resample_poly
 from torch import Tensor, nn
 
 from extract.config import AudioSettings
 from extract.encoders.base import Embedded, Encoder, pad
+from extract.encoders.resampling import resampled
 from extract.encoders.transformer import SequenceTransformer
-from extract.values import UnreadableValue, Waveform
+from extract.values import Waveform
 
 
 class AudioEncoder(Encoder):
@@ -32,16 +32,14 @@ class AudioEncoder(Encoder):
         self.embedding = nn.Linear(settings.mels * settings.frames_per_token, settings.width)
         self.transformer = SequenceTransformer(settings)
 
+    @classmethod
+    def assemble(cls, settings: AudioSettings, assets: dict[str, Any], *, load_weights: bool) -> "AudioEncoder":
+        """Build from settings alone."""
+        return cls(settings)
+
     def preprocess(self, value: Waveform) -> dict[str, np.ndarray]:
         """Return standardised log-mel frames [F, mels] of at most `max_seconds`."""
-        rate = self.settings.sample_rate_hz
-        common = math.gcd(rate, value.rate_hz)
-        samples = value.samples
-        if value.rate_hz != rate:
-            samples = resample_poly(samples, rate // common, value.rate_hz // common).astype(np.float32)
-        samples = samples[: int(self.settings.max_seconds * rate)]
-        if not len(samples) or not np.abs(samples).max() > 0:
-            raise UnreadableValue("audio is silent")
+        samples = resampled(value, self.settings.sample_rate_hz, self.settings.max_seconds)
         samples = np.pad(samples, (0, max(0, self.window - len(samples))))
         return {"frames": self._log_mel(torch.from_numpy(np.ascontiguousarray(samples)))}
 

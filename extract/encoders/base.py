@@ -6,13 +6,15 @@ the attention mask only, masking to the tokens only.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from extract.samples import ModalitySpec
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,20 @@ class Encoder(nn.Module, ABC):
         super().__init__()
         self.width, self.input_width = width, input_width
         self.placeholder = nn.Parameter(torch.randn(input_width) * 0.02)  # V
+
+    @classmethod
+    def prepare(
+        cls, settings: Any, modality: ModalitySpec, train_values: Callable[[], Iterable[Any]]
+    ) -> dict[str, Any]:
+        """Return the assets that a new encoder starts from (a tokenizer, channel names); none by default."""
+        return {}
+
+    @classmethod
+    def assemble(cls, settings: Any, assets: dict[str, Any], *, load_weights: bool) -> "Encoder":
+        """Build from settings and assets; without `load_weights` a saved encoder, whose state is loaded next."""
+        make: Any = cls
+        built: Encoder = make(settings, None if load_weights else assets)
+        return built
 
     @abstractmethod
     def preprocess(self, value: Any) -> dict[str, np.ndarray]:

@@ -1,32 +1,32 @@
-"""Vision Transformer through timm: patch tokens, no class token.
+"""Vision Transformers of timm: patch tokens; class and register tokens take part in attention and are dropped.
 
-Preprocessing is the same on every machine: PIL resize to a square (no crop, which would cut borders of an X-ray),
-scaled to [-1, 1]. Positions are added in `encode`, after the mask point; a patch's embedding depends on that patch
-alone, so a masked patch is really hidden.
+Positions are added in `encode`, after the mask point. timm's own Vision Transformer is called from its patches on; any
+other model of timm that cuts an image into patches (EVA, BEiT) runs its own forward with the tokens standing in. Mean,
+deviation and interpolation are those that timm records for the weights.
 """
 
 import json
-import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from PIL import Image
 from torch import Tensor, nn
 
 from cache.errors import UserError
 from extract.config import ImageSettings
 from extract.encoders import torchvision_schema  # noqa: F401  (before timm)
-from extract.encoders.base import Embedded, Encoder
+from extract.encoders.base import Embedded
+from extract.encoders.patches import PatchEncoder, PixelScale, every_patch_valid, standing_in
 
 import timm  # isort: skip
+from huggingface_hub import try_to_load_from_cache  # isort: skip
+from timm.layers.patch_embed import PatchEmbed  # isort: skip
 from timm.models.vision_transformer import VisionTransformer  # isort: skip
 
 
-class ImageEncoder(Encoder):
+class ImageEncoder(PatchEncoder):
     """Patch tokens of a timm Vision Transformer."""
+
+    settings: ImageSettings
 
     def __init__(self, settings: ImageSettings, saved: dict[str, Any] | None = None) -> None:
         """Build from scratch or pretrained weights; with `saved` (a saved encoder's assets) none are read."""
@@ -34,60 +34,22 @@ class ImageEncoder(Encoder):
         vit = _build(settings, architecture, load_weights=saved is None)
         super().__init__(vit.embed_dim, vit.embed_dim)
         self.settings, self.vit, self.architecture = settings, vit, architecture
-
-    def preprocess(self, value: Image.Image) -> dict[str, np.ndarray]:
-        """Return pixels [C, S, S] in [-1, 1]."""
-        mode = "L" if self.settings.channels == 1 else "RGB"
-        side = self.settings.image_size
-        resized = value.convert(mode).resize((side, side), Image.Resampling.BILINEAR)
-        pixels = np.asarray(resized, np.float32).reshape(side, side, self.settings.channels)
-        return {"pixels": np.ascontiguousarray(pixels.transpose(2, 0, 1) / 127.5 - 1)}
-
-    def collate(self, items: Sequence[dict[str, np.ndarray]]) -> dict[str, Tensor]:
-        """`pixels` [B, C, S, S]."""
-        return {"pixels": torch.from_numpy(np.stack([item["pixels"] for item in items]))}
-
-    def augment(self, inputs: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Random rotation, shift and scale, one per image; outside is the darkest value."""
-        settings, pixels = self.settings.augment, inputs["pixels"]
-        if settings is None:
-            return inputs
-        draw = torch.rand(len(pixels), 4, generator=generator) * 2 - 1
-        angle = draw[:, 0] * math.radians(settings.rotate_degrees)
-        scale = 1 + draw[:, 1] * settings.scale
-        cos, sin = angle.cos() / scale, angle.sin() / scale
-        shift = draw[:, 2:] * 2 * settings.translate
-        rows = [torch.stack([cos, -sin, shift[:, 0]], -1), torch.stack([sin, cos, shift[:, 1]], -1)]
-        grid = nn.functional.affine_grid(torch.stack(rows, 1).to(pixels), list(pixels.shape), align_corners=False)
-        moved = nn.functional.grid_sample(pixels + 1, grid, align_corners=False) - 1
-        return {**inputs, "pixels": moved}
+        self.scale = PixelScale.of(architecture["scale"]) if "scale" in architecture else PixelScale()
+        if saved is None and settings.weights != "scratch":
+            self.require_split(vit.forward_features)
 
     def embed(self, inputs: dict[str, Tensor]) -> Embedded:
         """One token per patch, row by row."""
         tokens = self.vit.patch_embed(inputs["pixels"])
-        valid = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return Embedded(tokens, valid, valid)
+        return every_patch_valid(tokens.flatten(1, 2) if self._keeps_grid else tokens)
 
     def encode(self, embedded: Embedded) -> Tensor:
         """Positions, blocks and final norm: timm's `forward_features` after the patch embedding."""
-        hidden = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(embedded.tokens)))
-        if self.vit.grad_checkpointing and self.training:
-            hidden = timm.models.checkpoint_seq(self.vit.blocks, hidden)
-        else:
-            hidden = self.vit.blocks(hidden)
-        result: Tensor = self.vit.norm(hidden)[:, self.vit.num_prefix_tokens :].float()
+        tokens, side = embedded.tokens, self.settings.image_size // self.settings.patch_size
+        grid = tokens.unflatten(1, (side, side)) if self._keeps_grid else tokens
+        hidden = self._own(grid) if isinstance(self.vit, VisionTransformer) else self._any(grid)
+        result: Tensor = hidden[:, hidden.shape[1] - tokens.shape[1] :].float()
         return result
-
-    def spec(self) -> dict[str, Any]:
-        """Name, options, preprocessing, layout."""
-        side = self.settings.image_size // self.settings.patch_size
-        options = self.settings.model_dump(mode="json", exclude={"augment"})
-        return {
-            "name": "vit",
-            "options": options,
-            "preprocessing": {"resize": "PIL bilinear, square", "scale": "[-1, 1]"},
-            "layout": {"kind": "grid", "rows": side, "columns": side},
-        }
 
     def blocks(self) -> list[nn.Module]:
         """Transformer blocks."""
@@ -98,44 +60,67 @@ class ImageEncoder(Encoder):
         self.vit.set_grad_checkpointing(enabled)
 
     def assets(self) -> dict[str, Any]:
-        """Name and arguments of a pretrained timm architecture; empty from scratch."""
+        """Name, arguments, preprocessing and origin of a pretrained timm architecture; empty from scratch."""
         return self.architecture
 
-    def token_spans(self, value: Image.Image) -> list[tuple[float, ...]]:
-        """Pixel boxes (x0, y0, x1, y1) in the preprocessed image."""
-        size = float(self.settings.patch_size)
-        count = self.settings.image_size // self.settings.patch_size
-        return [(x * size, y * size, (x + 1) * size, (y + 1) * size) for y in range(count) for x in range(count)]
+    @property
+    def _keeps_grid(self) -> bool:
+        """Whether the patch embedding gives [B, rows, columns, D], as models for any image size do."""
+        return not self.vit.patch_embed.flatten
+
+    def _own(self, tokens: Tensor) -> Tensor:
+        hidden = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
+        if self.vit.grad_checkpointing and self.training:
+            hidden = timm.models.checkpoint_seq(self.vit.blocks, hidden)
+        else:
+            hidden = self.vit.blocks(hidden)
+        result: Tensor = self.vit.norm(hidden)
+        return result
+
+    def _any(self, tokens: Tensor) -> Tensor:
+        with standing_in(self.vit.patch_embed, tokens):
+            result: Tensor = self.vit.forward_features(self.stand_in_pixels(tokens))
+        return result
 
 
 def _architecture(settings: ImageSettings) -> dict[str, Any]:
-    """What rebuilds a pretrained network without its hub or folder: timm's name and arguments of the model."""
-    kind, _, name = settings.weights.partition(":")
+    """What rebuilds a pretrained network without its hub or folder, and how its pixels are scaled."""
     if settings.weights == "scratch":
         return {}
-    if kind == "timm":
-        return {"name": name, "arguments": {}}
+    if settings.weights.startswith("timm:"):
+        name, _, revision = settings.weights.removeprefix("timm:").partition("@")
+        config = timm.models.get_pretrained_cfg(name)
+        scale = _scale(vars(config)) if config is not None else PixelScale()
+        return {"name": name, "arguments": {}, "scale": scale.json(), "origin": {"revision": revision or None}}
     path = Path(settings.weights) / "config.json"
     if not path.is_file():
         raise UserError(
-            f"weights '{settings.weights}' must be scratch, timm:<model> or a folder with timm's config.json."
+            f"weights '{settings.weights}' must be scratch, timm:<model>, timm:<model>@<commit>, a folder with timm's "
+            "config.json, or the folder of a fitted encoder."
         )
     try:
-        config = json.loads(path.read_text())
-        return {"name": config["architecture"], "arguments": config.get("model_args") or {}}
-    except (ValueError, KeyError) as error:
+        own = json.loads(path.read_text())
+        scale = _scale(own.get("pretrained_cfg") or {})
+        return {"name": own["architecture"], "arguments": own.get("model_args") or {}, "scale": scale.json()}
+    except (ValueError, KeyError, AttributeError) as error:
         raise UserError(f"{path} is no timm configuration: it must name an 'architecture'.") from error
 
 
-def _build(settings: ImageSettings, architecture: dict[str, Any], *, load_weights: bool) -> VisionTransformer:
+def _scale(config: dict[str, Any]) -> PixelScale:
+    plain = PixelScale()
+    interpolation = config.get("interpolation") or plain.interpolation
+    return PixelScale(tuple(config.get("mean") or plain.mean), tuple(config.get("std") or plain.std), interpolation)
+
+
+def _build(settings: ImageSettings, architecture: dict[str, Any], *, load_weights: bool) -> Any:
     if settings.image_size % settings.patch_size:
         raise UserError(f"image_size {settings.image_size} must be a multiple of patch_size {settings.patch_size}.")
     if settings.weights == "scratch":
         return _scratch(settings)
-    vit = _pretrained(settings, architecture, load_weights)
+    vit: Any = _pretrained(settings, architecture, load_weights)
+    if not isinstance(getattr(vit, "patch_embed", None), PatchEmbed) or not hasattr(vit, "blocks"):
+        raise UserError(f"{settings.weights} is no plain Vision Transformer. Choose a model such as timm:vit_*.")
     wanted = (settings.width, settings.layers, settings.patch_size)
-    if not isinstance(vit, VisionTransformer):
-        raise UserError(f"{settings.weights} is no plain Vision Transformer. Choose a timm vit_* model.")
     found = (vit.embed_dim, len(vit.blocks), int(vit.patch_embed.patch_size[0]))
     if found != wanted:
         raise UserError(
@@ -168,12 +153,34 @@ def _pretrained(settings: ImageSettings, architecture: dict[str, Any], load_weig
         "img_size": settings.image_size,
         "in_chans": settings.channels,
     }
-    from_folder = load_weights and not settings.weights.startswith("timm:")
-    name = f"local-dir:{settings.weights}" if from_folder else architecture["name"]
+    from_hub = settings.weights.startswith("timm:")
+    name = f"local-dir:{settings.weights}" if load_weights and not from_hub else architecture["name"]
+    pinned = _pinned(architecture) if load_weights and from_hub else None
     try:
-        model: nn.Module = timm.create_model(name, pretrained=load_weights, **options)
-    except (OSError, RuntimeError, ValueError) as error:
+        model: nn.Module = timm.create_model(
+            name, pretrained=load_weights, pretrained_cfg_overlay={"hf_hub_id": pinned} if pinned else None, **options
+        )
+    except (OSError, RuntimeError, ValueError, TypeError, AssertionError) as error:
         raise UserError(
             f"Cannot load {settings.weights}: {error}. Check the name, or the connection to the hub."
         ) from error
+    if load_weights and from_hub:
+        architecture["origin"] = {"revision": _commit(architecture)}
     return model
+
+
+def _pinned(architecture: dict[str, Any]) -> str | None:
+    """Return the hub repository with the commit that was asked for, None if none was."""
+    revision, config = architecture["origin"]["revision"], timm.models.get_pretrained_cfg(architecture["name"])
+    return f"{config.hf_hub_id}@{revision}" if revision and config is not None else None
+
+
+def _commit(architecture: dict[str, Any]) -> str | None:
+    """Return the commit of the weights that were loaded, as the hub's local cache has them."""
+    config = timm.models.get_pretrained_cfg(architecture["name"])
+    if config is None or not config.hf_hub_id:
+        return None
+    revision = architecture["origin"]["revision"] or "main"
+    path = try_to_load_from_cache(config.hf_hub_id, "model.safetensors", revision=revision)
+    parts = Path(path).parts if isinstance(path, str) else ()
+    return parts[parts.index("snapshots") + 1] if "snapshots" in parts else architecture["origin"]["revision"]

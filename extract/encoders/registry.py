@@ -4,23 +4,42 @@ A saved encoder is a folder with `model.safetensors` and `config.json` (settings
 tokenizer); nothing is pickled, and a fitted encoder never needs the hub again.
 """
 
+import importlib
 import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 
 from cache.errors import UserError
 from cache.publish import replacing, write_json
-from extract.config import AudioSettings, EncoderSettings, ImageSettings, TextSettings, TimeSeriesSettings
+from extract.config import EncoderSettings
 from extract.encoders.base import Encoder
 from extract.samples import ModalitySpec
 
-KINDS = {"timeseries": "timeseries", "vit": "image", "bert": "text", "logmel": "audio"}
+
+class Member(NamedTuple):
+    """Where an encoder type is: the kind of modality that it reads, its module in this package, its class."""
+
+    kind: str
+    module: str
+    name: str
+
+
+MEMBERS = {
+    "timeseries": Member("timeseries", "timeseries", "TimeSeriesEncoder"),
+    "vit": Member("image", "image", "ImageEncoder"),
+    "hf_image": Member("image", "hf_image", "HubImageEncoder"),
+    "bert": Member("text", "text", "TextEncoder"),
+    "deberta": Member("text", "text", "TextEncoder"),
+    "hf_text": Member("text", "text", "TextEncoder"),
+    "logmel": Member("audio", "audio", "AudioEncoder"),
+    "wav2vec2": Member("audio", "wav2vec2", "Wav2Vec2Encoder"),
+}
+"""Encoder type of params.yaml to its class, which is imported when it is used: libraries take seconds to load."""
 SETTINGS: TypeAdapter[Any] = TypeAdapter(EncoderSettings)
 
 
@@ -37,25 +56,40 @@ def build_encoder(
     Raises:
         UserError: the encoder does not read this kind of modality.
     """
-    if KINDS[settings.type] != modality.kind:
-        raise UserError(
-            f"Encoder '{settings.type}' reads {KINDS[settings.type]}; modality '{modality.name}' is {modality.kind}."
-        )
-    if isinstance(settings, TextSettings):
-        from extract.encoders.text import pretrained_tokenizer, train_tokenizer
+    kind = MEMBERS[settings.type].kind
+    if kind != modality.kind:
+        raise UserError(f"Encoder '{settings.type}' reads {kind}; modality '{modality.name}' is {modality.kind}.")
+    fitted = fitted_folder(settings)
+    if fitted is not None:
+        return _from_fitted(settings, fitted)
+    member = _class(settings.type)
+    return member.assemble(settings, member.prepare(settings, modality, train_values), load_weights=True)
 
-        scratch = settings.weights == "scratch"
-        tokenizer = (
-            train_tokenizer(train_values(), settings.vocabulary, settings.max_tokens)
-            if scratch
-            else pretrained_tokenizer(settings)
-        )
-        return _assemble(settings, {"tokenizer": tokenizer.to_str()}, load_weights=True)
-    return _assemble(settings, {"channels": list(modality.channels)}, load_weights=True)
+
+def fitted_folder(settings: EncoderSettings) -> Path | None:
+    """Return the folder of the fitted encoder that `weights` names, None where it names something else."""
+    folder = Path(getattr(settings, "weights", "scratch"))
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return folder if isinstance(config, dict) and {"settings", "assets"} <= config.keys() else None
+
+
+def _from_fitted(settings: EncoderSettings, folder: Path) -> Encoder:
+    """Start from a fitted encoder of ours, with its tokenizer; what may differ is how it is trained from here."""
+    encoder = load_encoder(folder)
+    mine, theirs = settings.model_dump(), encoder.settings.model_dump()  # type: ignore[operator,union-attr]
+    free = ("weights", "revision", "dropout", "augment", "heads")
+    differing = [f"{k} {theirs.get(k)!r}" for k, v in mine.items() if k not in free and theirs.get(k) != v]
+    if differing:
+        raise UserError(f"The encoder in {folder} has {', '.join(differing)}. Set encoders.<name> to the same.")
+    encoder.settings = settings  # type: ignore[assignment]
+    return encoder.train()
 
 
 def save_encoder(encoder: Encoder, folder: Path, extra: dict[str, Any]) -> None:
-    """Write weights, then `config.json`; `extra` is kept in it (what fitted it)."""
+    """Write weights, then `config.json`; `extra` is kept in it (what fitted it; `fitted: false` if nothing did)."""
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.safetensors") as temporary:
         save_file({name: value.contiguous() for name, value in encoder.state_dict().items()}, temporary)
@@ -71,7 +105,8 @@ def load_encoder(folder: Path) -> Encoder:
     """
     try:
         config = json.loads((folder / "config.json").read_text())
-        encoder = _assemble(SETTINGS.validate_python(config["settings"]), config["assets"], load_weights=False)
+        settings = SETTINGS.validate_python(config["settings"])
+        encoder = _class(settings.type).assemble(settings, config["assets"], load_weights=False)
         encoder.load_state_dict(load_file(folder / "model.safetensors"))
     except FileNotFoundError as error:
         raise UserError(f"There is no fitted encoder in {folder}. Run `selfmask fit`.") from error
@@ -80,20 +115,14 @@ def load_encoder(folder: Path) -> Encoder:
     return encoder.eval()
 
 
-def _assemble(settings: EncoderSettings, assets: dict[str, Any], *, load_weights: bool) -> Encoder:
-    if isinstance(settings, TimeSeriesSettings):
-        from extract.encoders.timeseries import TimeSeriesEncoder
+def has_learned(folder: Path) -> bool:
+    """Whether a saved encoder was fitted or started from published weights; false says that its weights are random."""
+    config = json.loads((folder / "config.json").read_text())
+    fitted: bool = config["extra"].get("fitted", True)
+    return fitted or config["settings"].get("weights", "scratch") != "scratch"
 
-        return TimeSeriesEncoder(settings, assets["channels"])
-    if isinstance(settings, ImageSettings):
-        from extract.encoders.image import ImageEncoder
 
-        return ImageEncoder(settings, None if load_weights else assets)
-    if isinstance(settings, AudioSettings):
-        from extract.encoders.audio import AudioEncoder
-
-        return AudioEncoder(settings)
-    from extract.encoders.text import TextEncoder
-
-    tokenizer = Tokenizer.from_str(assets["tokenizer"])
-    return TextEncoder(settings, tokenizer, None if load_weights else assets["config"])
+def _class(kind: str) -> type[Encoder]:
+    member = MEMBERS[kind]
+    found: type[Encoder] = getattr(importlib.import_module(f"extract.encoders.{member.module}"), member.name)
+    return found

@@ -1,58 +1,63 @@
-"""BERT through transformers: word-piece tokens; [CLS] and [SEP] are never maskable.
+"""BERT, DeBERTa and other text encoders of transformers: word-piece tokens; special tokens are never maskable.
 
-Word embeddings are the mask point; type and position embeddings and the LayerNorm come after it inside the model. A
-from-scratch encoder trains its own WordPiece tokenizer on the training split. No remote code runs: a repository with
-code of its own (CXR-BERT) is loaded into a stock BERT trunk. The cache key records a digest of the tokenizer, never its
-vocabulary: that was learned from patients' notes, and keys are printed in error messages.
+Word embeddings are the mask point; type and position embeddings and the LayerNorm come after it inside the model.
+DeBERTa has no absolute positions: attention knows the distance between any two tokens, so a placeholder keeps its place
+relative to what is not masked, and the special tokens, never masked, are its anchors. No remote code runs: a repository
+with code of its own (CXR-BERT) is loaded into a stock BERT. The trunk's state is named `bert`, whatever it is, so that
+encoders that were saved before there were others still load.
 """
 
-import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer
 from torch import Tensor, nn
 
 from cache.errors import UserError
 from extract.config import TextSettings
-from extract.encoders import torchvision_schema  # noqa: F401  (before transformers)
+from extract.encoders import pretrained
 from extract.encoders.base import Embedded, Encoder, pad
+from extract.encoders.tokenizer import mask_token, pretrained_tokenizer, tokenizer_digest, train_tokenizer
+from extract.samples import ModalitySpec
 from extract.values import UnreadableValue
 
-from transformers import BertConfig, BertModel, BertTokenizer  # isort: skip
+from transformers import AutoModel, BertConfig, BertModel, DebertaModel, DebertaV2Config, DebertaV2Model  # isort: skip
 
-SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-MASK_TOKEN = "[MASK]"
-SIZES = (
-    "vocab_size",
-    "hidden_size",
-    "num_hidden_layers",
-    "num_attention_heads",
-    "intermediate_size",
-    "hidden_act",
-    "max_position_embeddings",
-    "type_vocab_size",
-    "layer_norm_eps",
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    "pad_token_id",
-)
-"""Fields of a BERT configuration that its forward pass depends on; a saved encoder keeps them."""
+DEBERTA = {"deberta": DebertaModel, "deberta-v2": DebertaV2Model}
+"""Model type to class; DeBERTa-v3 declares itself `deberta-v2`."""
 
 
 class TextEncoder(Encoder):
-    """Word-piece tokens of a BERT trunk."""
+    """Word-piece tokens of a text trunk."""
 
-    def __init__(self, settings: TextSettings, tokenizer: Tokenizer, config: dict[str, Any] | None = None) -> None:
-        """Build from scratch or pretrained weights; with `config`, a saved trunk's, no weights are looked for."""
-        bert = _build(settings, tokenizer) if config is None else _trunk(BertConfig.from_dict(config))
-        super().__init__(bert.config.hidden_size, bert.config.hidden_size)
-        self.settings, self.bert, self.tokenizer = settings, bert, tokenizer
-        mask = tokenizer.token_to_id(MASK_TOKEN)
+    def __init__(self, settings: TextSettings, tokenizer: Tokenizer, saved: dict[str, Any] | None = None) -> None:
+        """Build from scratch or pretrained weights; with `saved` (a saved encoder's assets) none are looked for."""
+        if saved is None:
+            trunk, origin = _build(settings, tokenizer)
+        else:
+            trunk, origin = _rebuild(saved["config"]), saved.get("origin", {})
+        word_width = trunk.get_input_embeddings().weight.shape[1]  # ELECTRA's is narrower than its layers
+        super().__init__(trunk.config.hidden_size, word_width)
+        self.settings, self.bert, self.tokenizer, self.origin = settings, trunk, tokenizer, origin
+        mask = mask_token(tokenizer)
         if mask is not None and settings.weights != "scratch":  # what pretraining used at exactly this point
-            self.placeholder.data.copy_(bert.get_input_embeddings().weight[mask].detach())
+            self.placeholder.data.copy_(trunk.get_input_embeddings().weight[mask].detach())
+
+    @classmethod
+    def prepare(
+        cls, settings: TextSettings, modality: ModalitySpec, train_values: Callable[[], Iterable[Any]]
+    ) -> dict[str, Any]:
+        """The tokenizer of pretrained weights, or one trained on the training split."""
+        if settings.weights == "scratch":
+            return {"tokenizer": train_tokenizer(train_values(), settings.vocabulary, settings.max_tokens).to_str()}
+        return {"tokenizer": pretrained_tokenizer(settings).to_str()}
+
+    @classmethod
+    def assemble(cls, settings: TextSettings, assets: dict[str, Any], *, load_weights: bool) -> "TextEncoder":
+        """Build from settings and tokenizer."""
+        return cls(settings, Tokenizer.from_str(assets["tokenizer"]), None if load_weights else assets)
 
     def preprocess(self, value: str) -> dict[str, np.ndarray]:
         """Return token ids and which of them are special; at most `max_tokens`."""
@@ -76,142 +81,120 @@ class TextEncoder(Encoder):
         return Embedded(tokens, inputs["valid"], inputs["valid"] & ~inputs["special"])
 
     def encode(self, embedded: Embedded) -> Tensor:
-        """The BERT trunk on word embeddings."""
-        output = self.bert(inputs_embeds=embedded.tokens, attention_mask=embedded.valid.long())
+        """The trunk on word embeddings."""
+        device = embedded.tokens.device.type
+        plain = self.bert.config.model_type == "deberta"  # its attention overflows under autocast
+        with torch.autocast(device, enabled=torch.is_autocast_enabled(device) and not plain):
+            tokens = embedded.tokens.float() if plain else embedded.tokens
+            output = self.bert(inputs_embeds=tokens, attention_mask=embedded.valid.long())
         result: Tensor = output.last_hidden_state.float()
         return result
 
     def spec(self) -> dict[str, Any]:
         """Name, options, preprocessing, layout."""
+        digest = tokenizer_digest(self.tokenizer)
         return {
-            "name": "bert",
+            "name": self.settings.type,
             "options": self.settings.model_dump(mode="json"),
-            "preprocessing": {"max_tokens": self.settings.max_tokens, "tokenizer_sha256": self._tokenizer_digest()},
+            "preprocessing": {"max_tokens": self.settings.max_tokens, "tokenizer_sha256": digest},
             "layout": {"kind": "word pieces"},
         }
 
     def blocks(self) -> list[nn.Module]:
         """Transformer blocks."""
-        return list(self.bert.encoder.layer)
+        return pretrained.transformer_blocks(self.bert)
 
     def set_checkpointing(self, enabled: bool) -> None:
         """Recompute blocks in the backward pass."""
-        if enabled:
-            self.bert.gradient_checkpointing_enable()
-        else:
-            self.bert.gradient_checkpointing_disable()
+        pretrained.set_checkpointing(self.bert, enabled)
 
     def token_spans(self, value: str) -> list[tuple[float, ...]]:
         """Character spans; (0, 0) for special tokens."""
         return [(float(a), float(b)) for a, b in self.tokenizer.encode(value).offsets]
 
     def assets(self) -> dict[str, Any]:
-        """The tokenizer, as its own JSON, and the trunk's sizes."""
-        config = self.bert.config.to_dict()
-        return {"tokenizer": self.tokenizer.to_str(), "config": {k: config[k] for k in SIZES}}
-
-    def _tokenizer_digest(self) -> str:
-        return hashlib.sha256(self.tokenizer.to_str().encode()).hexdigest()
+        """The tokenizer, as its own JSON, the trunk's sizes, and where its weights came from."""
+        config = pretrained.saved_config(self.bert)
+        return {"tokenizer": self.tokenizer.to_str(), "config": config, "origin": self.origin}
 
 
-def train_tokenizer(texts: Iterable[str], vocabulary: int, max_tokens: int) -> Tokenizer:
-    """Train a lower-casing WordPiece tokenizer on the given texts; the same texts give the same word pieces."""
-    kept = list(texts)
-    trained = _word_pieces()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=[*SPECIAL, *_continuations(trained, kept)], show_progress=False
-    )
-    trained.train_from_iterator(kept, trainer)
-    tokenizer = _word_pieces(trained.get_vocab())
-    tokenizer.add_special_tokens(SPECIAL)
-    ends = [(name, tokenizer.token_to_id(name)) for name in ("[CLS]", "[SEP]")]
-    tokenizer.post_processor = processors.TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
-    return with_limit(tokenizer, max_tokens)
+def _rebuild(config: dict[str, Any]) -> Any:
+    kind = config.get("model_type", "bert")  # encoders of earlier versions are BERT and do not say so
+    if kind == "bert":
+        return BertModel(BertConfig.from_dict(config), add_pooling_layer=False)
+    return pretrained.rebuild(config)
 
 
-def _word_pieces(vocabulary: dict[str, int] | None = None) -> Tokenizer:
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    return tokenizer
-
-
-def _continuations(tokenizer: Tokenizer, texts: Iterable[str]) -> list[str]:
-    """Return the one-letter pieces inside words, in order.
-
-    The trainer numbers them in the order of a hash map, another one in every run, and resolves ties by number. Given as
-    special tokens they have their numbers before it starts.
-    """
-    letters: set[str] = set()
-    for text in texts:
-        for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text)):
-            letters.update(word[1:])
-    return [f"##{letter}" for letter in sorted(letters)]
-
-
-def pretrained_tokenizer(settings: TextSettings) -> Tokenizer:
-    """Load the word pieces that belong to pretrained weights.
-
-    The class is named, because AutoTokenizer fails where a repository declares a model type of its own (CXR-BERT).
-    """
-    name = settings.weights.removeprefix("hf:")
-    try:
-        loaded = BertTokenizer.from_pretrained(name, revision=settings.revision, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"Cannot load the tokenizer of {settings.weights}: {error}") from error
-    return with_limit(Tokenizer.from_str(loaded.backend_tokenizer.to_str()), settings.max_tokens)
-
-
-def with_limit(tokenizer: Tokenizer, max_tokens: int) -> Tokenizer:
-    """Cut longer texts, never pad: padding is `collate`'s."""
-    tokenizer.enable_truncation(max_tokens)
-    tokenizer.no_padding()
-    return tokenizer
-
-
-def _trunk(config: BertConfig) -> BertModel:
-    return BertModel(config, add_pooling_layer=False)
-
-
-def _build(settings: TextSettings, tokenizer: Tokenizer) -> BertModel:
-    return _scratch(settings, tokenizer) if settings.weights == "scratch" else _pretrained(settings)
-
-
-def _scratch(settings: TextSettings, tokenizer: Tokenizer) -> BertModel:
-    config = BertConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=settings.width,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        intermediate_size=4 * settings.width,
-        max_position_embeddings=max(settings.max_tokens, 512),
-        hidden_dropout_prob=settings.dropout,
-        attention_probs_dropout_prob=settings.dropout,
-    )
-    return _trunk(config)
-
-
-def _pretrained(settings: TextSettings) -> BertModel:
-    name = settings.weights.removeprefix("hf:")
-    try:
-        bert: BertModel = BertModel.from_pretrained(
-            name,
-            revision=settings.revision,
-            add_pooling_layer=False,
-            dtype=torch.float32,
-            trust_remote_code=False,
-        )
-    except (OSError, ValueError) as error:
-        raise UserError(f"Cannot load {settings.weights}: {error}") from error
-    config = bert.config
-    if config.hidden_size != settings.width or config.num_hidden_layers != settings.layers:
+def _build(settings: TextSettings, tokenizer: Tokenizer) -> tuple[Any, dict[str, Any]]:
+    if settings.weights == "scratch":
+        return _scratch(settings, tokenizer), {}
+    trunk, origin = _pretrained(settings)
+    pretrained.require_sizes(trunk, settings.weights, settings.width, settings.layers)
+    positions = getattr(trunk.config, "max_position_embeddings", settings.max_tokens)
+    if settings.max_tokens > positions:
         raise UserError(
-            f"{settings.weights} has width {config.hidden_size} and {config.num_hidden_layers} layers; params.yaml has "
-            f"{settings.width} and {settings.layers}. Set encoders.<name>.width and layers to the model's."
+            f"max_tokens {settings.max_tokens} is more than the {positions} positions of {settings.weights}. "
+            "Lower max_tokens."
         )
-    if settings.max_tokens > config.max_position_embeddings:
+    if settings.type == "hf_text":
+        _require_split(trunk.eval(), settings)
+    return trunk, origin
+
+
+def _scratch(settings: TextSettings, tokenizer: Tokenizer) -> Any:
+    if settings.type == "hf_text":
+        raise UserError("Encoder 'hf_text' has no from-scratch form. Name its weights, or use type bert or deberta.")
+    sizes: dict[str, Any] = {
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": settings.width,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads,
+        "intermediate_size": 4 * settings.width,
+        "max_position_embeddings": max(settings.max_tokens, 512),
+        "hidden_dropout_prob": settings.dropout,
+        "attention_probs_dropout_prob": settings.dropout,
+    }
+    if settings.type == "bert":
+        return BertModel(BertConfig(**sizes), add_pooling_layer=False)
+    relative = {"relative_attention": True, "position_biased_input": False, "pos_att_type": ["p2c", "c2p"]}
+    v3 = {"position_buckets": 256, "share_att_key": True, "norm_rel_ebd": "layer_norm", "type_vocab_size": 0}
+    return DebertaV2Model(DebertaV2Config(**sizes, **relative, **v3))
+
+
+def _pretrained(settings: TextSettings) -> tuple[Any, dict[str, Any]]:
+    if settings.type == "bert":
+        return pretrained.load_trunk(BertModel, settings.weights, settings.revision, add_pooling_layer=False)
+    declared = pretrained.declared(settings.weights, settings.revision)
+    if settings.type == "hf_text":
+        if declared.get("is_encoder_decoder"):
+            raise UserError(f"{settings.weights} is an encoder with a decoder. Choose a text model without a decoder.")
+        trunk, origin = pretrained.load_trunk(AutoModel, settings.weights, settings.revision)
+        return pretrained.without_pooler(trunk), origin
+    kind = DEBERTA.get(declared.get("model_type", ""))
+    if kind is None:
         raise UserError(
-            f"max_tokens {settings.max_tokens} is more than the {config.max_position_embeddings} positions of "
-            f"{settings.weights}. Lower max_tokens."
+            f"{settings.weights} is of type '{declared.get('model_type')}', no DeBERTa ({', '.join(DEBERTA)}). Use "
+            "encoder type bert or hf_text."
         )
-    return bert
+    return pretrained.load_trunk(kind, settings.weights, settings.revision)
+
+
+@torch.no_grad()
+def _require_split(trunk: Any, settings: TextSettings) -> None:
+    """Raise UserError unless word embeddings can be given to this model, one output token each."""
+    padding = trunk.config.pad_token_id or 0  # RoBERTa does not count it as a position
+    ids = (padding + 1 + torch.arange(settings.max_tokens)[None] % (trunk.config.vocab_size - padding - 1)).long()
+    try:
+        stock = trunk(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        words = trunk.get_input_embeddings()(ids)
+        split = trunk(inputs_embeds=words, attention_mask=torch.ones_like(ids)).last_hidden_state
+    except (TypeError, ValueError, IndexError, AttributeError, NotImplementedError, RuntimeError) as error:
+        raise UserError(
+            f"{settings.weights} ({type(trunk).__name__}) does not run on {settings.max_tokens} word embeddings: "
+            f"{error}. Lower max_tokens, or choose another model."
+        ) from error
+    if stock.shape[:2] != ids.shape or not torch.allclose(stock, split, atol=1e-4):
+        raise UserError(
+            f"{settings.weights} ({type(trunk).__name__}) cannot be masked at its word embeddings: its output differs "
+            "when they are given instead of ids. Choose another model, or see docs/adding-an-encoder.md."
+        )

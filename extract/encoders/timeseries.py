@@ -6,7 +6,7 @@ consecutive bins; a token without an observed cell cannot be masked, since there
 makes masking imperfect: the last value of a masked token shows in later tokens until the channel is measured again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from extract.config import TimeSeriesSettings
 from extract.encoders.base import Embedded, Encoder, pad
 from extract.encoders.transformer import SequenceTransformer
+from extract.samples import ModalitySpec
 from extract.values import TimeSeries, UnreadableValue
 
 CLIP = 10.0  # standard deviations; keeps a recording error from dominating
@@ -35,6 +36,20 @@ class TimeSeriesEncoder(Encoder):
         self.register_buffer("deviation", torch.ones(count))
         self.embedding = nn.Linear(2 * count * settings.bins_per_token, settings.width)
         self.transformer = SequenceTransformer(settings)
+
+    @classmethod
+    def prepare(
+        cls, settings: Any, modality: ModalitySpec, train_values: Callable[[], Iterable[Any]]
+    ) -> dict[str, Any]:
+        """Channel names of the modality."""
+        return {"channels": list(modality.channels)}
+
+    @classmethod
+    def assemble(
+        cls, settings: TimeSeriesSettings, assets: dict[str, Any], *, load_weights: bool
+    ) -> "TimeSeriesEncoder":
+        """Build from settings and channel names."""
+        return cls(settings, assets["channels"])
 
     def preprocess(self, value: TimeSeries) -> dict[str, np.ndarray]:
         """Return the last `max_bins` bins, [T, C] with NaN where unobserved."""

@@ -21,8 +21,9 @@ from extract.encoders.audio import AudioEncoder, mel_filters
 from extract.encoders.base import Embedded, Encoder
 from extract.encoders.image import ImageEncoder
 from extract.encoders.registry import build_encoder, load_encoder, save_encoder
-from extract.encoders.text import TextEncoder, train_tokenizer
+from extract.encoders.text import TextEncoder
 from extract.encoders.timeseries import TimeSeriesEncoder
+from extract.encoders.tokenizer import train_tokenizer
 from extract.samples import ModalitySpec
 from extract.values import TimeSeries, UnreadableValue, Waveform
 

@@ -22,7 +22,8 @@ from cache.errors import StaleCacheError, UserError
 from cache.store import TokenStore
 from extract.config import ExtractSettings, TextSettings
 from extract.encoders.registry import save_encoder
-from extract.encoders.text import TextEncoder, train_tokenizer
+from extract.encoders.text import TextEncoder
+from extract.encoders.tokenizer import train_tokenizer
 from extract.engines.chunks import WorkQueue, chunk_samples, cut
 from extract.engines.claims import Claims, require_no_writer
 from extract.engines.progress import Progress

@@ -17,7 +17,8 @@ from cache.store import TokenStore
 from extract.config import ExtractSettings, ImageSettings, TextSettings
 from extract.encoders.image import ImageEncoder
 from extract.encoders.registry import save_encoder
-from extract.encoders.text import TextEncoder, train_tokenizer
+from extract.encoders.text import TextEncoder
+from extract.encoders.tokenizer import train_tokenizer
 from extract.extraction import extract_modality
 from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
 from extract.task import LabelSpec
@@ -220,3 +221,15 @@ def test_replace_never_deletes_a_folder_that_is_no_token_cache(tmp_path: Path) -
     with pytest.raises(CorruptCacheError):
         extract_modality(data, "txt", tmp_path / "encoder", SETTINGS, out, replace=True)
     assert (out / "zarr.json").exists()
+
+
+@pytest.mark.parametrize("fitted", [True, False])
+def test_tokens_of_random_weights_warn_and_are_recorded(
+    fitted: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    samples = table(tmp_path / "table", [*NOTES, "last one"])
+    encoder = text_encoder(tmp_path / "encoder")
+    save_encoder(encoder, tmp_path / "encoder", {"fitted": fitted})
+    extract_modality(samples, "txt", tmp_path / "encoder", SETTINGS, tmp_path / "txt.zarr")
+    assert TokenStore.open(tmp_path / "txt.zarr").key.pretrained_or_fitted == fitted
+    assert ("WARNING" in capsys.readouterr().err) != fitted
