@@ -1,6 +1,7 @@
 """Processes that share the runs of a suite, one thread each.
 
-A worker takes one run after another, so that torch is imported and tokens are loaded once. A run that fails by a
+A worker takes one run after another, so that tokens are loaded once, and all start from a server that has imported
+torch. A run that fails by a
 mistake in the input costs its worker nothing; anything else (a bug, a kill for memory) ends the worker, whose traceback
 is on standard error, and a fresh one takes the next run. Workers leave when this process does.
 """
@@ -18,6 +19,8 @@ from pipelines.benchmark.suite import BenchmarkRun
 
 PROCESS_BYTES = 10**9
 """What a worker takes beside its tokens: torch, a model, its activations."""
+HEAVY = ["torch", "pandas", "scipy.stats", "sklearn.metrics", "zarr"]
+"""Imported once; not this project, since the server does not know the first process's import path."""
 Execute = Callable[[BenchmarkRun], None]
 
 
@@ -66,7 +69,8 @@ class _Worker:
         self._spawn()
 
     def _spawn(self) -> None:
-        context = get_context("spawn")  # a fork would copy torch's threads half-way
+        context = get_context("forkserver")  # imports torch once; a fork of this process could copy held locks
+        context.set_forkserver_preload(HEAVY)
         self.connection, theirs = context.Pipe()
         self.process = context.Process(target=_serve, args=(theirs, self.execute), daemon=True)
         self.process.start()
