@@ -9,7 +9,7 @@ step together on shares of the same batches; the first of them validates, writes
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -52,8 +52,8 @@ class History:
 
     epochs: list[dict[str, float]]
     best_epoch: int
-    seconds: dict[str, float]
-    """What the whole epochs took, validation included: `wall`, and `cpu` of this process; resumed runs add up."""
+    seconds: dict[str, float] = field(compare=False)
+    """What the epochs took, validation included: `wall`, and `cpu` of this process; those of a resumed run add up."""
 
 
 class Clock:
