@@ -30,6 +30,8 @@ Array = np.ndarray
 PREDICTIONS = "predictions.npz"
 ABOUT = ("fingerprint", "rows", "observed", "parameters")
 SCENARIO = "p/"
+UNRELATED = {"methods", "memory_gb"}
+"""Settings of the loop that say nothing of the weights of a method whose tokens fit the memory."""
 
 
 @dataclass(frozen=True)
@@ -157,12 +159,13 @@ def finished(run: BenchmarkRun, keys: Mapping[str, Any], table: SamplesTable) ->
         "seed": run.seed,
         "model": run.params.model.model_dump(mode="json"),
         "options": own.model_dump(mode="json") if own else {},
-        "train": run.params.train.model_copy(update={"methods": (run.method,)}).model_dump(mode="json"),
         "tokens": dict(keys),
     }
     if held["spec"]["label"] != table.info.label.model_dump(mode="json"):
         return None
-    if any(held.get(key) != value for key, value in wanted.items()):
+    train = run.params.train.model_dump(mode="json", exclude=UNRELATED)
+    same_loop = {key: held["train"].get(key) for key in train} == train
+    if not same_loop or any(held.get(key) != value for key, value in wanted.items()):
         return None
     stored = read_predictions(run.folder)
     return stored if stored and stored.fingerprint == prediction_fingerprint(run, table, keys) else None

@@ -196,8 +196,11 @@ def times(folder: Path) -> dict[Path, int]:
 def _running_again_trains_nothing(folder: Path, root: Path, run_line: Any) -> None:
     before, page = times(folder), (folder / "table.md").read_bytes()
     (folder / "table.md").unlink()
-    assert run_line("benchmark", root / "tiny.yaml", "--only-tables")[0] == 0
+    assert run_line("benchmark", root / "tiny.yaml", "--only-tables", "--set", "train.memory_gb=1")[0] == 0
     assert (folder / "table.md").read_bytes() == page
+    code, _, err = run_line("benchmark", root / "tiny.yaml", "--only-tables", "--set", "train.batch_size=7")
+    assert code == 2, "runs with other settings are not these"
+    assert "No run" in err
     assert times(folder) == before
 
 
