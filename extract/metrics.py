@@ -13,6 +13,7 @@ from extract.task import LabelKind, LabelSpec
 
 Array = np.ndarray
 CALIBRATION_BINS = 15
+TINY = 1e-15
 MONITOR: dict[LabelKind, str] = {
     "binary": "auroc",
     "multilabel": "auroc",
@@ -41,6 +42,29 @@ def compute_metrics(probabilities: Array, labels: Array, spec: LabelSpec) -> dic
         "regression": _regression,
     }
     return compute[spec.kind](np.asarray(probabilities, np.float64), np.asarray(labels), spec)
+
+
+def sample_losses(probabilities: Array, labels: Array, spec: LabelSpec) -> Array:
+    """Return the task loss of each sample, float64 [N]: negative log likelihood, or squared error; NaN without label.
+
+    Args:
+        probabilities: [N, C], as `extract.task.probabilities` gives them.
+        labels: [N] or [N, L]; of several, the mean over those that a sample has.
+        spec: the label.
+    """
+    if spec.kind == "multiclass":
+        known = np.isfinite(labels)
+        chosen = probabilities[np.arange(len(labels)), np.where(known, labels, 0).astype(int)]
+        return np.asarray(np.where(known, -np.log(np.clip(chosen, TINY, 1.0)), np.nan))
+    truth = labels.reshape(probabilities.shape)
+    if spec.kind == "regression":
+        return np.asarray(np.square(probabilities - truth)[:, 0])
+    entries = -np.log(np.clip(np.where(truth == 1, probabilities, 1 - probabilities), TINY, 1.0))
+    known = np.isfinite(truth)
+    count = known.sum(-1)
+    total = np.where(known, entries, 0.0).sum(-1)
+    result: Array = np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+    return result
 
 
 def expected_calibration_error(confidence: Array, correct: Array) -> float:

@@ -9,7 +9,7 @@ step together on shares of the same batches; the first of them validates, writes
 import math
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,6 +23,7 @@ from cache.publish import replacing
 from extract.ranks import Ranks, SharedGenerator, alone
 
 STATE = "state.pt"
+CLOCKS = {"wall": time.monotonic, "cpu": time.process_time}
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,19 @@ class History:
 
     epochs: list[dict[str, float]]
     best_epoch: int
+    seconds: dict[str, float] = field(compare=False)
+    """What the epochs took, validation included: `wall`, and `cpu` of this process; those of a resumed run add up."""
+
+
+class Clock:
+    """Seconds of this run on top of those before it."""
+
+    def __init__(self, before: dict[str, float]) -> None:
+        self._start = {name: now() - before[name] for name, now in CLOCKS.items()}
+
+    def read(self) -> dict[str, float]:
+        """Return the sums, by clock."""
+        return {name: now() - self._start[name] for name, now in CLOCKS.items()}
 
 
 def run_epochs(
@@ -99,6 +113,7 @@ def run_epochs(
         optimizer.load_state_dict(state["optimizer"])
     ranks.require_same(int(digest([fingerprint, history[-1:]])[:12], 16), "what they go on from")
     started, first = time.monotonic(), len(history)
+    clock = Clock(state["seconds"] if state else {"wall": 0.0, "cpu": 0.0})
     while not _finished(len(history), best["epoch"], settings):
         epoch = len(history)
         losses = _epoch(module, optimizer, batches, step, after_step, settings, epoch, ranks)
@@ -115,11 +130,11 @@ def run_epochs(
             weights = {name: value.detach().clone() for name, value in module.state_dict().items()}
             best = {"epoch": epoch, "monitor": metrics["monitor"], "module": weights}
         if ranks.first:
-            _save(folder / STATE, fingerprint, module, optimizer, history, best)
+            _save(folder / STATE, fingerprint, module, optimizer, history, best, clock.read())
             _report(describe, history, best["epoch"], settings, (time.monotonic() - started) / (epoch + 1 - first))
     module.load_state_dict(best["module"])
     module.eval()
-    return History(history, best["epoch"])
+    return History(history, best["epoch"], clock.read())
 
 
 def _finished(epochs: int, best_epoch: int, settings: LoopSettings) -> bool:
@@ -173,7 +188,7 @@ def _load(path: Path, fingerprint: str) -> dict[str, Any] | None:
     if not path.exists():
         return None
     state: dict[str, Any] = torch.load(path, weights_only=True, map_location="cpu")
-    return state if state["fingerprint"] == fingerprint else None
+    return {"seconds": {"wall": 0.0, "cpu": 0.0}, **state} if state["fingerprint"] == fingerprint else None
 
 
 def _save(
@@ -183,6 +198,7 @@ def _save(
     optimizer: torch.optim.Optimizer,
     history: list[dict[str, float]],
     best: dict[str, Any],
+    seconds: dict[str, float],
 ) -> None:
     state = {
         "fingerprint": fingerprint,
@@ -190,6 +206,7 @@ def _save(
         "optimizer": optimizer.state_dict(),
         "history": history,
         "best": best,
+        "seconds": seconds,
     }
     with replacing(path) as temporary:
         torch.save(state, temporary)

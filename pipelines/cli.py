@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 from cache.errors import UserError
-from pipelines.commands import cache_changes, caches, data, stage_one, stage_two
+from pipelines.commands import benchmarks, cache_changes, caches, data, stage_one, stage_two
 
 
 class OneLineErrors(TyperGroup):
@@ -49,6 +49,7 @@ app.command()(stage_two.train)
 app.command()(stage_two.finetune)
 app.command()(stage_two.evaluate)
 app.command()(stage_two.report)
+app.command()(benchmarks.benchmark)
 app.command()(stage_two.predict)
 caches.app.command()(cache_changes.merge)
 caches.app.command()(cache_changes.compact)

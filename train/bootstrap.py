@@ -6,17 +6,19 @@ independent. The same resamples serve both methods. Memory is bounded by handlin
 O(draws x samples) per metric.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from extract.metrics import sample_losses
 from extract.task import LabelSpec
 
 Array = np.ndarray
 BLOCK = 4_000_000
 """Elements of a block of counts [draws, samples]."""
-TINY = 1e-15
+ONE = LabelSpec(kind="binary", names=("label",))
 
 
 def resample_counts(groups: Array, draws: int, seed: int) -> Iterator[Array]:
@@ -74,7 +76,7 @@ def weighted_metrics(probabilities: Array, labels: Array, weights: Array, spec: 
         return {key: _mean([column[key] for column in columns]) for key in columns[0]}
     compute: dict[str, Callable[[], dict[str, Array]]] = {
         "binary": lambda: _binary(probabilities[:, 0], labels, weights),
-        "multiclass": lambda: _multiclass(probabilities, labels, weights),
+        "multiclass": lambda: _multiclass(probabilities, labels, weights, spec),
         "regression": lambda: _regression(probabilities[:, 0], labels, weights),
     }
     return compute[spec.kind]()
@@ -104,14 +106,31 @@ def paired_bootstrap(
         `difference` on the test set itself, `low` and `high` (2.5 and 97.5 percentiles), two-sided `p` and the
         number of `draws` that define the metric. Metrics that the labels do not define are left out.
     """
-    whole = _difference(first, second, labels, np.ones((1, len(labels))), spec)
-    blocks = [_difference(first, second, labels, counts, spec) for counts in resample_counts(groups, draws, seed)]
+    ours, theirs = (resample_metrics(p, labels, spec, groups, draws, seed) for p in (first, second))
+    return intervals(ours, theirs)
+
+
+def resample_metrics(
+    predictions: Sequence[Array], labels: Array, spec: LabelSpec, groups: Array, draws: int, seed: int
+) -> dict[str, Array]:
+    """Return, per metric, its mean over the training seeds, [1 + draws]: on the test set itself, then each resample.
+
+    Arguments as of `paired_bootstrap`. Equal groups and seed give equal resamples, so that the values of several
+    methods, each computed once, can be compared in pairs.
+    """
+    blocks = itertools.chain([np.ones((1, len(labels)))], resample_counts(groups, draws, seed))
+    values = [_seed_mean(predictions, labels, counts, spec) for counts in blocks]
+    return {name: np.concatenate([block[name] for block in values]) for name in values[0]}
+
+
+def intervals(first: dict[str, Array], second: dict[str, Array]) -> dict[str, dict[str, Any]]:
+    """Return first minus second of two `resample_metrics`, with intervals as of `paired_bootstrap`."""
     result = {}
-    for name, point in whole.items():
-        values = np.concatenate([block[name] for block in blocks])
-        values = values[np.isfinite(values)]
-        if np.isfinite(point[0]) and len(values):
-            result[name] = _interval(float(point[0]), values)
+    for name in first:
+        point, *values = first[name] - second[name]
+        drawn = np.asarray(values)[np.isfinite(values)]
+        if np.isfinite(point) and len(drawn):
+            result[name] = _interval(float(point), drawn)
     return result
 
 
@@ -122,35 +141,30 @@ def _interval(point: float, values: Array) -> dict[str, Any]:
     return {"difference": point, "low": float(low), "high": float(high), "p": p, "draws": len(values)}
 
 
-def _difference(
-    first: Sequence[Array], second: Sequence[Array], labels: Array, weights: Array, spec: LabelSpec
-) -> dict[str, Array]:
-    ours = [weighted_metrics(p, labels, weights, spec) for p in first]
-    theirs = [weighted_metrics(p, labels, weights, spec) for p in second]
-    return {name: _mean([m[name] for m in ours]) - _mean([m[name] for m in theirs]) for name in ours[0]}
+def _seed_mean(predictions: Sequence[Array], labels: Array, weights: Array, spec: LabelSpec) -> dict[str, Array]:
+    metrics = [weighted_metrics(p, labels, weights, spec) for p in predictions]
+    return {name: _mean([m[name] for m in metrics]) for name in metrics[0]}
 
 
 def _binary(scores: Array, labels: Array, weights: Array) -> dict[str, Array]:
     known = np.isfinite(labels)
     p, truth, w = scores[known], labels[known], weights[:, known]
-    likelihood = np.clip(np.where(truth == 1, p, 1 - p), TINY, 1.0)
     return {
         "auroc": weighted_auroc(p, truth, w),
         "auprc": weighted_auprc(p, truth, w),
         "accuracy": _average((p >= 0.5) == (truth == 1), w),
-        "nll": _average(-np.log(likelihood), w),
+        "nll": _average(sample_losses(p[:, None], truth, ONE), w),
     }
 
 
-def _multiclass(probabilities: Array, labels: Array, weights: Array) -> dict[str, Array]:
+def _multiclass(probabilities: Array, labels: Array, weights: Array, spec: LabelSpec) -> dict[str, Array]:
     known = np.isfinite(labels)
     p, truth, w = probabilities[known], labels[known].astype(int), weights[:, known]
-    chosen = np.clip(p[np.arange(len(truth)), truth], TINY, 1.0)
     areas = [weighted_auroc(p[:, c], (truth == c).astype(float), w) for c in range(p.shape[1])]
     return {
         "auroc": np.mean(areas, axis=0),  # NaN unless every class is drawn, as in the plain metric
         "accuracy": _average(p.argmax(-1) == truth, w),
-        "nll": _average(-np.log(chosen), w),
+        "nll": _average(sample_losses(p, truth, spec), w),
     }
 
 

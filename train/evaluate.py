@@ -7,7 +7,6 @@ the test tokens per checkpoint and scenario; the bootstrap is computed on stored
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,30 +17,28 @@ from rich.progress import Progress
 
 from cache.errors import UserError
 from cache.publish import write_json
-from extract.metrics import compute_metrics
 from extract.samples import SamplesTable
 from extract.task import LabelSpec
 from train.bootstrap import paired_bootstrap
 from train.checkpoint import load_checkpoint
 from train.config import EvaluateSettings
 from train.encoded import encoded_bank
-from train.methods.base import Method
 from train.scenarios import Scenario, build_scenarios, write_masks
-from train.scoring import Bank, predict_bank
+from train.scored import (
+    Run,
+    count_rows,
+    curve_rows,
+    pattern_rows,
+    predict_scenarios,
+    require_match,
+    score_run,
+)
+from train.scoring import Bank
 from train.tables import summarise, write_csv
 
 Array = np.ndarray
 COMPARED = ("natural", "protocol")
 OURS = "selfmask"
-
-
-@dataclass(frozen=True)
-class Run:
-    """Probabilities [N, C] of one checkpoint, by scenario name; NaN where a sample takes no part."""
-
-    method: str
-    seed: int
-    predicted: dict[str, Array]
 
 
 def evaluate_checkpoints(
@@ -87,11 +84,11 @@ def _write_tables(
     settings: EvaluateSettings,
     out: Path,
 ) -> dict[str, Any]:
-    scored = [{s.name: _metrics(run.predicted[s.name], labels, s.rows, label) for s in scenarios} for run in runs]
+    scored = [score_run(run, scenarios, labels, label) for run in runs]
     metrics = _nested(runs, scored, [s.name for s in scenarios if s.pattern is None])
-    write_csv(out / "curves.csv", _curves(runs, scored, scenarios))
-    write_csv(out / "per_pattern.csv", _patterns(runs, scored, scenarios))
-    write_csv(out / "observed_count.csv", _counts(runs, scenarios, labels, label))
+    write_csv(out / "curves.csv", curve_rows(runs, scored, scenarios))
+    write_csv(out / "per_pattern.csv", pattern_rows(runs, scored, scenarios))
+    write_csv(out / "observed_count.csv", count_rows(runs, scenarios, labels, label))
     write_json(out / "comparisons.json", compare(runs, labels, groups, label, settings))
     write_json(out / "metrics.json", metrics)
     return metrics
@@ -137,41 +134,12 @@ def _predict_all(
             for position, path in enumerate(paths):
                 method, config = load_checkpoint(path)
                 own = encoded_bank(path, table, batch_size) if config.get("stage") == "joint" else bank
-                _check(path, method, config, own, label, token_keys)
-                predicted, known = {}, {}  # equal masks, such as rate 0 and natural, are computed once
-                for scenario in scenarios:
-                    content = scenario.kept.tobytes()
-                    if content not in known:
-                        known[content] = predict_bank(method.to(device), own, scenario.kept, batch_size)
-                    predicted[scenario.name] = known[content]
-                    progress.advance(task)
+                require_match(path, method, config, own, label, token_keys)
+                predicted = predict_scenarios(
+                    method.to(device), own, scenarios, batch_size, lambda: progress.advance(task)
+                )
                 runs.append(Run(name, int(config.get("seed", position)), predicted))
     return runs
-
-
-def _check(
-    path: Path,
-    method: Method,
-    config: Mapping[str, Any],
-    bank: Bank,
-    label: LabelSpec,
-    token_keys: Mapping[str, Any] | None,
-) -> None:
-    widths = {m: tokens.shape[-1] for m, tokens in bank.batch(torch.zeros(1, dtype=torch.int64)).tokens.items()}
-    if method.spec.modalities != tuple(bank.modalities) or method.spec.widths != widths:
-        raise UserError(
-            f"{path} was trained on {method.spec.widths} (modality: width), the tokens given are {widths}. "
-            "Run `selfmask train` again."
-        )
-    if method.spec.label != label:
-        raise UserError(f"{path} predicts {method.spec.label.names}, the table holds {label.names}. Train again.")
-    if token_keys is not None and config.get("stage") == "train" and config.get("tokens") != dict(token_keys):
-        raise UserError(f"{path} was trained on other tokens than the cache holds. Run `selfmask train` again.")
-
-
-def _metrics(predicted: Array, labels: Array, rows: Array, label: LabelSpec) -> dict[str, float]:
-    chosen = rows & np.isfinite(predicted).all(-1) & np.isfinite(labels.reshape(len(labels), -1)).any(-1)
-    return compute_metrics(predicted[chosen], labels[chosen], label) if chosen.any() else {}
 
 
 def _nested(
@@ -182,47 +150,3 @@ def _nested(
         own = [values for run, values in zip(runs, scored, strict=True) if run.method == method]
         result[method] = {name: summarise([values[name] for values in own]) for name in names}
     return result
-
-
-def _curves(
-    runs: Sequence[Run], scored: Sequence[Mapping[str, Mapping[str, float]]], scenarios: Sequence[Scenario]
-) -> list[dict[str, Any]]:
-    return [
-        {"method": run.method, "seed": run.seed, "missing_rate": s.rate, **values[s.name]}
-        for run, values in zip(runs, scored, strict=True)
-        for s in scenarios
-        if s.rate is not None
-    ]
-
-
-def _patterns(
-    runs: Sequence[Run], scored: Sequence[Mapping[str, Mapping[str, float]]], scenarios: Sequence[Scenario]
-) -> list[dict[str, Any]]:
-    rows = []
-    for run, values in zip(runs, scored, strict=True):
-        for s in scenarios:
-            if s.pattern is not None:
-                about = {"pattern": "+".join(s.pattern), "observed_modalities": len(s.pattern)}
-                size = {"samples": int(s.rows.sum())}
-                rows.append({"method": run.method, "seed": run.seed, **about, **size, **values[s.name]})
-    return rows
-
-
-def _counts(
-    runs: Sequence[Run], scenarios: Sequence[Scenario], labels: Array, label: LabelSpec
-) -> list[dict[str, Any]]:
-    """Pool the (sample, pattern) pairs of patterns of equal size."""
-    by_size: dict[int, list[Scenario]] = {}
-    for s in scenarios:
-        if s.pattern is not None:
-            by_size.setdefault(len(s.pattern), []).append(s)
-    rows = []
-    for run in runs:
-        for size, group in sorted(by_size.items()):
-            predicted = np.concatenate([run.predicted[s.name] for s in group])
-            taking_part = np.concatenate([s.rows for s in group])
-            pooled = np.concatenate([labels] * len(group))
-            about = {"observed_modalities": size, "pairs": int(taking_part.sum())}
-            values = _metrics(predicted, pooled, taking_part, label)
-            rows.append({"method": run.method, "seed": run.seed, **about, **values})
-    return rows

@@ -34,6 +34,8 @@ from train.shares import SharedBatch, gather_share, whole_share
 
 __all__ = ["load_banks", "open_stores", "predict_bank", "selection_metrics", "token_keys", "train_method"]
 SPLITS = ("train", "valid", "test")
+SECONDS = "seconds.json"
+"""Beside the checkpoint, not in it: equal runs make equal checkpoints."""
 
 
 def open_stores(
@@ -219,6 +221,7 @@ def _finish(
     chosen = selection_metrics(method, valid, valid_ids, train.select_on, 4 * train.batch_size)
     finished = {**config, "validation": chosen, "epochs": {"best": history.best_epoch, "run": len(history.epochs)}}
     write_json(out / "history.json", history.epochs)
+    write_json(out / SECONDS, history.seconds)
     save_checkpoint(out, method, finished)
 
 

@@ -124,6 +124,8 @@ def test_a_killed_process_resumes_to_the_same_weights(tmp_path: Path) -> None:
     assert len(state["history"]) == 2
     seen: list[int] = []
     resumed = train(tmp_path / "cut", lambda epoch, batch: seen.append(epoch))
+    for clock, before in state["seconds"].items():
+        assert resumed[1].seconds[clock] > before > 0
     assert min(seen) == 2
     assert_same(resumed, train(tmp_path / "whole"))
 

@@ -57,6 +57,7 @@ def test_module_and_command_are_the_same_program() -> None:
         "finetune",
         "evaluate",
         "report",
+        "benchmark",
         "predict",
         "cache",
     ):

@@ -1,0 +1,1 @@
+"""Suites of runs: every compared method on the same tokens, and the tables made from them."""
