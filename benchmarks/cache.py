@@ -347,7 +347,8 @@ def main() -> None:
         text = section(bench, skipped)
     print(text)
     if arguments.out:
-        arguments.out.write_text(replace_section(arguments.out.read_text(), text))
+        page = arguments.out.read_text() if arguments.out.exists() else ""
+        arguments.out.write_text(replace_section(page, text))
 
 
 if __name__ == "__main__":
