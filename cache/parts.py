@@ -54,6 +54,15 @@ class PartArrays:
     scales: np.ndarray | None = None
     """What int8 tokens are multiplied by; float32 [T], None for other types."""
 
+    def sample(self, row: int, dtype: str) -> tuple[np.ndarray, np.ndarray]:
+        """Return what a reader gets of one sample: float32 tokens [T, width] and maskable bool [T].
+
+        `dtype` is the cache's stored type.
+        """
+        own = slice(int(self.offsets[row]), int(self.offsets[row + 1]))
+        scales = None if self.scales is None else self.scales[own]
+        return from_stored(np.asarray(self.tokens[own]), dtype, scales), self.maskable[own]
+
 
 def write_part(
     store: Path, cache_digest: str, samples: Sequence[SampleTokens], width: int, dtype: str, compression: str = "none"

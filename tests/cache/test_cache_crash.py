@@ -23,8 +23,7 @@ from pathlib import Path
 from cache.key import CacheKey
 from cache.store import SampleTokens, TokenStore
 
-key = CacheKey(encoder="e", options={}, weights_sha256="0", preprocessing={}, precision="float32", libraries={},
-               layout={}, pretrained_or_fitted=True)
+key = CacheKey.imported("e", "0")
 store = TokenStore.create(Path(sys.argv[1]), key, 64, "float32")
 print("ready", flush=True)
 share, shares = int(sys.argv[3]), int(sys.argv[4])

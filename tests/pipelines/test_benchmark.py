@@ -69,16 +69,7 @@ def write_project(root: Path, samples: int = 120) -> None:
 
 
 def write_tokens(path: Path, name: str, rows: list[dict[str, Any]], rng: np.random.Generator) -> None:
-    key = CacheKey(
-        encoder=name,
-        options={},
-        weights_sha256="0" * 64,
-        preprocessing={},
-        precision="float32",
-        libraries={},
-        layout={},
-        pretrained_or_fitted=True,
-    )
+    key = CacheKey.imported(name, "0" * 64)
     store, content = TokenStore.create(path, key, 4), []
     present = [row for row in rows if row[f"{name}_array"] is not None]
     for row in present:

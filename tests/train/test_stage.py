@@ -175,16 +175,7 @@ def test_a_budget_that_is_not_used_changes_nothing(banks, settings, binary, tmp_
 def test_tokens_of_another_encoder_are_refused_where_the_encoder_is_known(tmp_path):
     weights = tmp_path / "encoder" / "model.safetensors"
     table = SimpleNamespace(info=SimpleNamespace(modalities=[SimpleNamespace(name="ehr")]))
-    key = CacheKey(
-        encoder="toy",
-        options={},
-        weights_sha256=hashlib.sha256(b"fitted").hexdigest(),
-        preprocessing={},
-        precision="float32",
-        libraries={},
-        layout={},
-        pretrained_or_fitted=True,
-    )
+    key = CacheKey.imported("toy", hashlib.sha256(b"fitted").hexdigest())
     TokenStore.create(tmp_path / "ehr.zarr", key, 4)
     require_current(table, tmp_path, {"ehr": weights.parent})  # a checkout without encoders
     weights.parent.mkdir()
