@@ -21,10 +21,11 @@ from cache.publish import fingerprint, replacing
 from cache.streaming import CachedBank
 from extract.samples import SamplesTable
 from pipelines.benchmark.suite import BenchmarkRun, Training
+from pipelines.training import current_stores, train_run
 from train.checkpoint import load_checkpoint
 from train.scenarios import build_scenarios
 from train.scored import predict_scenarios, require_match
-from train.stage import load_banks, open_stores, require_current, token_keys, train_method
+from train.stage import load_banks, open_stores, token_keys
 
 Array = np.ndarray
 PREDICTIONS = "predictions.npz"
@@ -51,27 +52,12 @@ def execute(run: BenchmarkRun) -> None:
     Raises:
         UserError: tokens or settings do not allow it.
     """
-    names, root, samples = run.params.dataset.modalities, run.params.tokens, run.params.samples
-    table = training_table(_whole(samples.resolve()).select(names), run.training)
-    folders = {name: run.params.encoder_folder(name) for name in names}
-    require_current(table, root, folders, names)
-    keys = token_keys(table, root, names)
-    memory = run.params.train.memory_gb
-    banks = _banks(samples.resolve(), root.resolve(), names, run.training, memory, fingerprint(keys))
-    train_method(
-        run.method,
-        run.seed,
-        banks,
-        table.info.label,
-        run.params.model,
-        run.params.method_settings(run.method),
-        run.params.train.model_copy(update={"methods": (run.method,)}),
-        run.folder,
-        keys,
-        sample_ids={split: table.ids(split) for split in ("train", "valid")},
-        encoders=folders,
-        modalities=table.info.modalities,
-    )
+    names, root, samples = run.params.dataset.modalities, run.params.tokens.resolve(), run.params.samples.resolve()
+    table = training_table(_whole(samples).select(names), run.training)
+    stores = current_stores(run.params, table)
+    keys = token_keys(stores)
+    banks = _banks(samples, root, names, run.training, run.params.train.memory_gb, fingerprint(keys))
+    train_run(run.params, run.method, run.seed, table, stores, banks, run.folder)
     _predict(run, table, banks["test"], keys)
 
 
@@ -97,8 +83,9 @@ def _banks(
 ) -> dict[str, CachedBank]:
     """Tokens that consecutive runs of a process share."""
     table = training_table(_whole(samples).select(names), training)
-    learnt = load_banks(table, root, modalities=names, splits=("train", "valid"), memory_gb=memory_gb)
-    return learnt | load_banks(table, root, modalities=names, splits=("test",), memory_gb=memory_gb)
+    stores = open_stores(table, root, names)
+    learnt = load_banks(table, stores, ("train", "valid"), memory_gb)
+    return learnt | load_banks(table, stores, ("test",), memory_gb)
 
 
 def _predict(run: BenchmarkRun, table: SamplesTable, bank: CachedBank, keys: Mapping[str, Any]) -> None:
@@ -178,7 +165,7 @@ def _is_stored(folder: Path, wanted: str) -> bool:
 
 def memory_bytes(run: BenchmarkRun) -> int:
     """Return what the tokens of a run take in memory at most."""
-    stores = open_stores(SamplesTable.read(run.params.samples), run.params.tokens, run.params.dataset.modalities)
+    stores = open_stores(_whole(run.params.samples.resolve()), run.params.tokens, run.params.dataset.modalities)
     sizes = [(entry["tokens"], token_bytes(s.width, s.dtype)) for s in stores.values() for entry in s.entries()]
     whole = sum(int(tokens) * size for tokens, size in sizes)
     budget = run.params.train.memory_gb

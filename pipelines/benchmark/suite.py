@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cache.errors import UserError
 from extract.config import Settings
 from pipelines.params import PRESET_SECTIONS, Params, load_params
+from pipelines.settings_file import explain, read_yaml
 from train.config import MethodName
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -89,17 +89,11 @@ def read_suite(path: Path) -> Suite:
     Raises:
         UserError: names the file, the key and what is allowed.
     """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"There is no suite file {path}. Those of this project are in suites/.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+    raw = read_yaml(path, f"There is no suite file {path}. Those of this project are in suites/.")
     try:
         return Suite.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors())
-        raise UserError(f"{path}: {problems}. Keys: {', '.join(Suite.model_fields)}.") from error
+        raise UserError(f"{path}: {explain(error, Suite)}. Keys: {', '.join(Suite.model_fields)}.") from error
 
 
 def plan(suite: Suite, params: Path, overrides: Sequence[str], out: Path) -> list[BenchmarkRun]:
@@ -128,11 +122,3 @@ def _is_allowed(key: str) -> bool:
         return any(key == name or key.startswith(f"{name}.") for name in names)
 
     return below(ALLOWED) and not below(REFUSED)
-
-
-def _explain(problem: object) -> str:
-    assert isinstance(problem, dict)
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{where}'"
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])

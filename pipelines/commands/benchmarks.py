@@ -74,14 +74,14 @@ def _run(runs: "list[BenchmarkRun]", jobs: int) -> dict[str, str]:
 
 def _finished(runs: "list[BenchmarkRun]", table: "SamplesTable") -> "list[tuple[BenchmarkRun, Stored]]":
     from pipelines.benchmark.run import finished, training_table
-    from train.stage import token_keys
+    from train.stage import open_stores, token_keys
 
     result = []
     for variant in dict.fromkeys(run.variant for run in runs):
         own = [run for run in runs if run.variant == variant]
         names = own[0].params.dataset.modalities
         selected = training_table(table.select(names), own[0].training)
-        keys = token_keys(selected, own[0].params.tokens, names)
+        keys = token_keys(open_stores(selected, own[0].params.tokens, names))
         found = [(run, finished(run, keys, selected)) for run in own]
         result += [(run, stored) for run, stored in found if stored is not None]
     return result

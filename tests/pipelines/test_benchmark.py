@@ -22,7 +22,7 @@ from pipelines.benchmark.layout import latex, markdown
 from pipelines.benchmark.run import read_predictions, training_table
 from pipelines.benchmark.suite import plan, read_suite
 from pipelines.benchmark.workers import fitting_jobs, run_all
-from train.bootstrap import paired_bootstrap
+from train.bootstrap import intervals, resample_metrics
 from train.config import MethodName
 from train.nested import counterintuitive_rate
 
@@ -149,7 +149,8 @@ def _comparisons_are_those_of_the_bootstrap(root: Path, folder: Path) -> None:
         [read_predictions(folder / "default" / m / f"seed{s}").predicted["protocol"] for s in SUITE["seeds"]]  # type: ignore[union-attr]
         for m in SUITE["methods"]
     )
-    expected = paired_bootstrap(first, second, labels, LABEL, groups, 40, 0)
+    about = labels, LABEL, groups, 40, 0
+    expected = intervals(resample_metrics(first, *about), resample_metrics(second, *about))
     found = pd.read_csv(folder / "comparisons.csv").query("scenario == 'protocol' and comparison == 'reference'")
     assert set(found["metric"]) == set(expected)
     for row in found.to_dict("records"):
