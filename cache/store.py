@@ -26,13 +26,14 @@ from cache.manifest import (
     write_failures,
     write_view,
 )
-from cache.parts import PartArrays, SampleTokens, read_part, write_part
+from cache.parts import PartArrays, SampleTokens, read_part
 from cache.places import Place, find_places, require_all
 from cache.precision import DTYPES
 from cache.publish import fingerprint
 from cache.repair import repair_cache
 from cache.root import read_root, root_document, write_root
 from cache.verify import VerifyReport, check_sizes, find_orphans, remove_old, verify_cache
+from cache.writing import write_part
 
 __all__ = ["DTYPES", "Place", "SampleTokens", "TokenStore", "VerifyReport"]
 

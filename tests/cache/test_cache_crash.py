@@ -113,7 +113,7 @@ def test_a_kill_between_the_steps_of_publishing_leaves_the_part_unpublished(
     sample = SampleTokens("new", "d", np.ones((1, 3), np.float32), np.ones(1, bool))
     for step in ("publish_folder", "write_sealed"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"cache.parts.{step}", kill)
+            patched.setattr(f"cache.writing.{step}", kill)
             with pytest.raises(Killed):
                 filled.append([sample])
         opened = TokenStore.open(filled.path)
