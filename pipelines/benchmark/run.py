@@ -58,7 +58,8 @@ def execute(run: BenchmarkRun) -> None:
     keys = token_keys(stores)
     banks = _banks(samples, root, names, run.training, run.params.train.memory_gb, fingerprint(keys))
     train_run(run.params, run.method, run.seed, table, stores, banks, run.folder)
-    _predict(run, table, banks["test"], keys)
+    if not run.searching:
+        _predict(run, table, banks["test"], keys)
 
 
 def training_table(table: SamplesTable, training: Training) -> SamplesTable:
@@ -138,9 +139,17 @@ def read_predictions(folder: Path) -> Stored | None:
 
 def finished(run: BenchmarkRun, keys: Mapping[str, Any], table: SamplesTable) -> Stored | None:
     """Return the predictions of a run that is done with just these settings and tokens; opens no tokens."""
+    if not is_trained(run, keys, table):
+        return None
+    stored = read_predictions(run.folder)
+    return stored if stored and stored.fingerprint == prediction_fingerprint(run, table, keys) else None
+
+
+def is_trained(run: BenchmarkRun, keys: Mapping[str, Any], table: SamplesTable) -> bool:
+    """Tell whether a run's checkpoint has just these settings and tokens; opens no tokens."""
     config = run.folder / "config.json"
     if not config.is_file():
-        return None
+        return False
     held, own = json.loads(config.read_text()), run.params.method_settings(run.method)
     wanted = {
         "seed": run.seed,
@@ -148,14 +157,12 @@ def finished(run: BenchmarkRun, keys: Mapping[str, Any], table: SamplesTable) ->
         "options": own.model_dump(mode="json") if own else {},
         "tokens": dict(keys),
     }
-    if held["spec"]["label"] != table.info.label.model_dump(mode="json"):
-        return None
     train = run.params.train.model_dump(mode="json", exclude=UNRELATED)
-    same_loop = {key: held["train"].get(key) for key in train} == train
-    if not same_loop or any(held.get(key) != value for key, value in wanted.items()):
-        return None
-    stored = read_predictions(run.folder)
-    return stored if stored and stored.fingerprint == prediction_fingerprint(run, table, keys) else None
+    return (
+        held["spec"]["label"] == table.info.label.model_dump(mode="json")
+        and {key: held["train"].get(key) for key in train} == train
+        and all(held.get(key) == value for key, value in wanted.items())
+    )
 
 
 def _is_stored(folder: Path, wanted: str) -> bool:

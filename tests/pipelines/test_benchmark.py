@@ -34,6 +34,7 @@ SUITE: dict[str, Any] = {
     "seeds": [0, 1],
     "variants": {"default": []},
     "training": "natural",
+    "search": None,
     "reference": "modality_dropout",
     "columns": {"natural": ["auroc", "nll"], "protocol": ["auroc", "ece"], "complete": ["auroc"]},
 }
