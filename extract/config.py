@@ -123,8 +123,30 @@ class SpeechSettings(TransformerSettings):
     """Longer clips are cut."""
 
 
+class VideoSettings(TransformerSettings):
+    """MA-Net on each frame of a clip, a Transformer over the frames."""
+
+    type: Literal["manet"]
+    weights: str
+    """`scratch`, a published checkpoint (`.pth.tar`), or the folder of a fitted encoder."""
+    frames: PositiveInt
+    """Of a clip, evenly spaced; a shorter clip has as many tokens as frames."""
+    image_size: PositiveInt
+    """Side in pixels; 224 for published weights."""
+    base_channels: PositiveInt
+    """After the first layer; 64 for published weights."""
+    reverse_second_chain: bool
+    """The multi-scale blocks of the code since April 2023; false for the published weights, which are older."""
+
+
 EncoderSettings = Annotated[
-    TimeSeriesSettings | ImageSettings | HubImageSettings | TextSettings | AudioSettings | SpeechSettings,
+    TimeSeriesSettings
+    | ImageSettings
+    | HubImageSettings
+    | TextSettings
+    | AudioSettings
+    | SpeechSettings
+    | VideoSettings,
     Field(discriminator="type"),
 ]
 
