@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cache.errors import UserError
-from pipelines.params import PRESET_SECTIONS, SECTIONS, load_params
+from pipelines.params import IMPORTED, PRESET_SECTIONS, SECTIONS, load_params
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "params.yaml"
@@ -39,7 +39,8 @@ def edited(tmp_path: Path) -> Any:
 def test_every_data_set_loads_with_every_preset(name: str, preset: str) -> None:
     params = load_params(FILE, [*choose(name), f"preset={preset}"])
     for modality in params.dataset.modalities:
-        assert params.encoder(modality) == params.encoders[RAW["datasets"][name]["encoders"][modality]]
+        encoder = RAW["datasets"][name]["encoders"][modality]
+        assert encoder == IMPORTED or params.encoder(modality) == params.encoders[encoder]
     for section in PRESET_SECTIONS:
         for key, value in (RAW["presets"][preset].get(section) or {}).items():
             assert getattr(getattr(params, section), key) == value
@@ -172,3 +173,10 @@ def test_loading_changes_nothing(tmp_path: Path) -> None:
     path = Path(shutil.copy(FILE, tmp_path))
     assert load_params(path, ["train.max_epochs=3"]) != load_params(path)
     assert path.read_bytes() == FILE.read_bytes()
+
+
+def test_a_modality_of_imported_tokens_has_no_encoder() -> None:
+    changes = ["dataset.name=mosi", "dataset.modalities=[text, audio]"]
+    params = load_params(FILE, changes)
+    with pytest.raises(UserError, match="cache import"):
+        params.encoder("text")
