@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from cache.errors import UserError
 from extract.samples import ModalitySpec
 
 
@@ -75,7 +76,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """Return the Transformer blocks in order."""
+        """Return the blocks from input to output: what is trained, adapted or recomputed block by block."""
 
     @abstractmethod
     def token_spans(self, value: Any) -> list[tuple[float, ...]]:
@@ -97,7 +98,9 @@ class Encoder(nn.Module, ABC):
         return inputs
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Switch gradient checkpointing, where the encoder supports it."""
+        """Recompute blocks in the backward pass; raises UserError where the encoder cannot."""
+        if enabled:
+            raise UserError(f"{type(self).__name__} cannot recompute its blocks. Set checkpointing: false.")
 
     def fit_statistics(self, values: Sequence[dict[str, np.ndarray]]) -> None:
         """Fit normalisation on preprocessed training values; nothing by default."""

@@ -185,6 +185,8 @@ def transformer_blocks(trunk: nn.Module) -> list[nn.Module]:
 
 def set_checkpointing(trunk: Any, enabled: bool) -> None:
     """Recompute blocks in the backward pass of a transformers model."""
+    if enabled and not trunk.supports_gradient_checkpointing:
+        raise UserError(f"{type(trunk).__name__} cannot recompute its blocks. Set checkpointing: false.")
     if enabled:
         trunk.gradient_checkpointing_enable()
     else:
