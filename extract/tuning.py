@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from cache.errors import UserError
 from extract.config import LoraSettings, TuningSettings
+from extract.encoders import torchvision_schema  # noqa: F401  (before peft)
 from extract.encoders.base import Encoder
 
 ADAPTER = "adapter"
@@ -34,7 +35,7 @@ def tune(encoder: Encoder, settings: TuningSettings, inputs: dict[str, Tensor]) 
         What is to be called after the training, and before the encoder is saved.
 
     Raises:
-        UserError: peft is not installed, the network does not use its adapters, or it cannot recompute its blocks.
+        UserError: peft is not installed, or the network does not use its adapters.
     """
     choose_trained(encoder, settings.blocks)
     merge = _nothing if settings.lora is None else _adapt(encoder, settings.lora, settings.blocks, inputs)

@@ -83,10 +83,6 @@ class AudioEncoder(Encoder):
         """Transformer blocks."""
         return list(self.transformer.blocks)
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass."""
-        self.transformer.checkpointing = enabled
-
     def token_spans(self, value: Waveform) -> list[tuple[float, ...]]:
         """(start, end) in seconds."""
         frames = len(self.preprocess(value)["frames"])

@@ -8,13 +8,14 @@ the attention mask only, masking to the tokens only.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
-from cache.errors import UserError
 from extract.samples import ModalitySpec
 
 
@@ -98,9 +99,11 @@ class Encoder(nn.Module, ABC):
         return inputs
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass; raises UserError where the encoder cannot."""
-        if enabled:
-            raise UserError(f"{type(self).__name__} cannot recompute its blocks. Set checkpointing: false.")
+        """Recompute each block in the backward pass of training: less memory, more time, the same gradients."""
+        for block in self.blocks():
+            block.__dict__.pop("forward", None)
+            if enabled:
+                block.forward = partial(_recomputed, block, block.forward)
 
     def fit_statistics(self, values: Sequence[dict[str, np.ndarray]]) -> None:
         """Fit normalisation on preprocessed training values; nothing by default."""
@@ -108,6 +111,10 @@ class Encoder(nn.Module, ABC):
     def assets(self) -> dict[str, Any]:
         """Return what `load` needs besides settings and weights, as JSON (a tokenizer, channel names)."""
         return {}
+
+
+def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs) if block.training else forward(*args, **kwargs)
 
 
 def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -112,10 +112,6 @@ class TimeSeriesEncoder(Encoder):
         """Transformer blocks."""
         return list(self.transformer.blocks)
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass."""
-        self.transformer.checkpointing = enabled
-
     def token_spans(self, value: TimeSeries) -> list[tuple[float, ...]]:
         """(first bin, last bin + 1) of each token, counted from the start of the whole series."""
         bins, size = len(value.values), self.settings.bins_per_token

@@ -92,10 +92,6 @@ class Wav2Vec2Encoder(Encoder):
         """Transformer blocks."""
         return list(self.trunk.encoder.layers)
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass."""
-        pretrained.set_checkpointing(self.trunk, enabled)
-
     def token_spans(self, value: Waveform) -> list[tuple[float, ...]]:
         """(start, end) in seconds of what each frame sees; neighbours overlap."""
         count, rate = self._frames(len(self.preprocess(value)["samples"])), self.settings.sample_rate_hz
