@@ -161,7 +161,7 @@ class TuningSettings(Settings):
     def _adapters_have_a_block(self) -> Self:
         if self.lora is not None and self.blocks == 0:
             raise ValueError(
-                "adapters sit in trained blocks, and blocks is 0; set blocks to all or more, or lora: null"
+                "lora puts adapters into trained blocks, and blocks is 0. Set blocks to all, or lora: null"
             )
         return self
 

@@ -238,6 +238,8 @@ def _explain(problem: Any) -> str:
         return f"unknown key '{where[-1]}' in {section}. Known: {_known(where[:-1])}"
     if problem["type"] == "missing":
         return f"'{'.'.join(where)}' is missing"
+    if problem["type"] == "value_error":  # of a section as a whole: its message names what was given
+        return f"{'.'.join(where)}: {problem['msg'].removeprefix('Value error, ')}"
     return f"{'.'.join(where)}: {problem['msg']} (given: {problem.get('input')!r})"
 
 
