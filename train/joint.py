@@ -21,7 +21,7 @@ from extract.encoders.registry import load_encoder, save_encoder
 from extract.inputs import InputBank, InputBatch, InputPart
 from extract.ranks import SharedGenerator
 from extract.samples import SamplesTable
-from extract.training import LoopSettings, run_epochs
+from extract.training import History, LoopSettings, run_epochs
 from extract.tuning import autocast, gradient_scaler, parameter_groups, tune
 from train.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from train.config import JointSettings, TrainSettings
@@ -73,12 +73,44 @@ def finetune(
         UserError: the checkpoint is not SelfMask's, or a modality has no encoder.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    scaler = gradient_scaler(joint.precision, device)
+    gradient_scaler(joint.precision, device)  # a precision that this machine lacks is said before anything is read
     model, config = _load(encoder_folders, checkpoint)
+    wanted = _fingerprint(table, encoder_folders, checkpoint, joint, train, seed)
+    done = _finished(out, wanted)
+    if done is not None:
+        return done
     model.to(device)
     banks = {s: InputBank.load(table, s, model.encoders).without_empty() for s in ("train", "valid")}
     torch.manual_seed(seed)  # adapters start from random numbers
     finish = _tune(model, banks["train"], joint, device)
+    history = _train(model, banks, joint, train, seed, wanted, out)
+    for merge in finish:
+        merge()
+    return _save(model, {**config, "fingerprint": wanted}, history.epochs[history.best_epoch], out)
+
+
+def _finished(out: Path, wanted: str) -> dict[str, Any] | None:
+    if not (out / CONFIG).is_file():
+        return None
+    try:
+        config = load_checkpoint(out)[1]
+        for folder in config.get("encoders", {}).values():
+            load_encoder(out / folder)
+    except UserError:  # torn, or of an earlier version: trained again
+        return None
+    return config if config.get("fingerprint") == wanted else None
+
+
+def _train(
+    model: JointModel,
+    banks: Mapping[str, InputBank],
+    joint: JointSettings,
+    train: TrainSettings,
+    seed: int,
+    identity: str,
+    out: Path,
+) -> History:
+    device = next(model.method.parameters()).device
     valid_bank = EncodedBank(model.encoders, banks["valid"], device)
 
     def step(part: InputPart, generator: SharedGenerator) -> dict[str, Tensor]:
@@ -89,7 +121,7 @@ def finetune(
     def validate() -> dict[str, float]:
         return selection_metrics(model.method, valid_bank, banks["valid"].sample_ids, train.select_on, joint.batch_size)
 
-    history = run_epochs(
+    return run_epochs(
         model,
         torch.optim.AdamW(_groups(model, joint), weight_decay=joint.weight_decay),
         batches=lambda epoch, generator: banks["train"].epoch(joint.batch_size, generator, device),
@@ -99,15 +131,12 @@ def finetune(
             joint.max_epochs, joint.patience_epochs, joint.clip_norm, seed, warmup_steps=joint.warmup_steps
         ),
         folder=out,
-        fingerprint=_fingerprint(table, encoder_folders, checkpoint, joint, train, seed),
+        fingerprint=identity,
         parts=lambda batch: batch.parts(joint.micro_batches),
         after_step=model.method.after_step,
         describe=f"finetune seed {seed}",
-        scaler=scaler,
+        scaler=gradient_scaler(joint.precision, device),
     )
-    for merge in finish:
-        merge()
-    return _save(model, config, history.epochs[history.best_epoch], out)
 
 
 def _load(folders: Mapping[str, Path], checkpoint: Path) -> tuple[JointModel, dict[str, Any]]:

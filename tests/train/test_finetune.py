@@ -160,6 +160,20 @@ def test_a_killed_run_with_adapters_ends_with_the_same_weights(
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_finished_run_returns_at_once_and_other_settings_run_again(
+    project: dict[str, Any], settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    short = JOINT.model_copy(update={"max_epochs": 1, "blocks": 0})
+    first = run(project, settings, short, tmp_path)
+    monkeypatch.setattr(stage, "run_epochs", lambda *a, **k: pytest.fail("trained again"))
+    assert run(project, settings, short, tmp_path)["validation"] == first["validation"]
+    with pytest.raises(pytest.fail.Exception):
+        run(project, settings, short.model_copy(update={"learning_rate": 0.5}), tmp_path)
+    (tmp_path / "encoders" / "txt" / "model.safetensors").unlink()
+    with pytest.raises(pytest.fail.Exception):
+        run(project, settings, short, tmp_path)
+
+
 def test_a_killed_write_leaves_no_checkpoint_that_vouches_for_other_encoders(
     project: dict[str, Any], settings: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,6 +198,15 @@ def test_no_block_trains_the_placeholders_and_the_model_alone(
     before, after = start(project), weights(tmp_path)
     moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
     assert moved == {f"{m}.placeholder" for m in ENCODERS}
+
+
+def test_what_is_not_there_is_named(project: dict[str, Any], settings: Any, tmp_path: Path) -> None:
+    arguments = (JOINT, settings.train_settings, 0, tmp_path)
+    with pytest.raises(UserError, match=r"nowhere.*selfmask train"):
+        finetune(project["table"], project["folders"], tmp_path / "nowhere", *arguments)
+    with pytest.raises(UserError, match=r"No encoder folder for \['txt'\]"):
+        folders = {m: folder for m, folder in project["folders"].items() if m != "txt"}
+        finetune(project["table"], folders, project["root"] / "selfmask", *arguments)
 
 
 def test_float16_without_a_cuda_device_is_one_error_before_anything_is_read(
