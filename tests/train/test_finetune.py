@@ -204,8 +204,8 @@ def test_what_is_not_there_is_named(project: dict[str, Any], settings: Any, tmp_
     arguments = (JOINT, settings.train_settings, 0, tmp_path)
     with pytest.raises(UserError, match=r"nowhere.*selfmask train"):
         finetune(project["table"], project["folders"], tmp_path / "nowhere", *arguments)
+    folders = {m: folder for m, folder in project["folders"].items() if m != "txt"}
     with pytest.raises(UserError, match=r"No encoder folder for \['txt'\]"):
-        folders = {m: folder for m, folder in project["folders"].items() if m != "txt"}
         finetune(project["table"], folders, project["root"] / "selfmask", *arguments)
 
 
