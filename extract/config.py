@@ -206,3 +206,8 @@ class ExtractSettings(Settings):
     """Largest part of the cache, in 10^6 bytes of tokens, unless one chunk is larger: large parts make few files."""
     part_minutes: Annotated[float, Field(gt=0)]
     """A part is published after this time even if it is smaller: what a kill can lose."""
+
+    @property
+    def part_bytes(self) -> float:
+        """Largest part in bytes of tokens."""
+        return self.part_megabytes * 1e6

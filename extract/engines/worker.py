@@ -74,7 +74,7 @@ class Worker:
             self.held_tokens += sum(len(sample.tokens) for sample in encoded)
             progress(len(encoded))
         next_size = (2 * self.held_tokens - before) * token_bytes(self.store.width, self.store.dtype)
-        return next_size > extract.part_megabytes * 1e6 or time.monotonic() - self.since > extract.part_minutes * 60
+        return next_size > extract.part_bytes or time.monotonic() - self.since > extract.part_minutes * 60
 
     def publish(self) -> str | None:
         """Publish what is held as one part; returns its id, None if there was nothing."""
