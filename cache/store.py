@@ -151,9 +151,9 @@ class TokenStore:
         require_all(self.location, ((i, view[i]) for i in sample_ids if i in view), places.keys() | failed.keys())
         return [places.get((i, view[i])) if i in view else None for i in sample_ids]
 
-    def missing_from(self, wanted: Mapping[str, str]) -> list[str]:
-        """Return the ids of `wanted` (id to digest) that have neither tokens nor a recorded failure."""
-        done = self.places().keys() | read_failures(self.location).keys()
+    def missing_from(self, wanted: Mapping[str, str], *, retry_failed: bool = False) -> list[str]:
+        """Return the ids of `wanted` (id to digest) that have no tokens, nor, unless it is retried, a failure."""
+        done = self.places().keys() | (set() if retry_failed else read_failures(self.location).keys())
         return [i for i, digest in wanted.items() if (i, digest) not in done]
 
     def record_failures(self, failures: Mapping[str, tuple[str, str]]) -> None:

@@ -123,8 +123,30 @@ class SpeechSettings(TransformerSettings):
     """Longer clips are cut."""
 
 
+class VideoSettings(TransformerSettings):
+    """MA-Net on each frame of a clip, a Transformer over the frames."""
+
+    type: Literal["manet"]
+    weights: str
+    """`scratch`, a published checkpoint (`.pth.tar`), or the folder of a fitted encoder."""
+    frames: PositiveInt
+    """Of a clip, evenly spaced; a shorter clip has as many tokens as frames."""
+    image_size: PositiveInt
+    """Side in pixels; 224 for published weights."""
+    base_channels: PositiveInt
+    """After the first layer; 64 for published weights."""
+    reverse_second_chain: bool
+    """The multi-scale blocks of the code since April 2023; false for the published weights, which are older."""
+
+
 EncoderSettings = Annotated[
-    TimeSeriesSettings | ImageSettings | HubImageSettings | TextSettings | AudioSettings | SpeechSettings,
+    TimeSeriesSettings
+    | ImageSettings
+    | HubImageSettings
+    | TextSettings
+    | AudioSettings
+    | SpeechSettings
+    | VideoSettings,
     Field(discriminator="type"),
 ]
 
@@ -193,12 +215,19 @@ class ExtractSettings(Settings):
     """Running the encoders over every sample."""
 
     batch_size: PositiveInt
+    """Most samples of a batch."""
+    batch_tokens: PositiveInt
+    """Most tokens of a batch, padding included; a longer sample is a batch of its own."""
+    workers: Annotated[int, Field(ge=0)]
+    """Processes that read and preprocess values ahead of the encoder; 0: this one does."""
+    compile: bool
+    """Let torch compile the encoder's forward pass: faster after a minute, and other last bits of the tokens."""
     dtype: Literal["float16", "bfloat16", "float32", "int8"]
     """Stored precision; int8 keeps one scale a token."""
     compression: Literal["none", "zstd"]
     """Of the stored tokens; for transport, since compressed parts cannot be mapped."""
-    precision: Literal["float32", "bfloat16"]
-    """Compute precision of the forward pass."""
+    precision: Literal["float32", "bfloat16", "float16"]
+    """Compute precision of the forward pass; float16 on a GPU only."""
     sorted_batches: PositiveInt
     """Batches of a chunk, whose samples are sorted by length, so that little is spent on padding; what a lost worker
     had of a chunk is computed again."""

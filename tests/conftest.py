@@ -82,6 +82,14 @@ def speech(kind: str) -> Encoder:
     return Wav2Vec2Encoder(settings, {"config": config, "normalised": True, "origin": {}})
 
 
+def video() -> Encoder:
+    from extract.config import VideoSettings
+    from extract.encoders.manet import VideoEncoder
+
+    frames = {"frames": 6, "image_size": 32, "base_channels": 4, "reverse_second_chain": False}
+    return VideoEncoder(VideoSettings(type="manet", weights="scratch", **frames, **{**SIZE, "layers": 2}))
+
+
 RELATIVE = {
     "relative_attention": True,
     "position_biased_input": False,
@@ -99,6 +107,7 @@ KINDS: dict[str, Callable[[], Encoder]] = {
     "deberta": lambda: text({"model_type": "deberta", **RELATIVE}),
     "deberta_v3": lambda: text({"model_type": "deberta-v2", **RELATIVE, **V3}),
     "wav2vec2": lambda: speech("wav2vec2"),
+    "manet": video,
 }
 PAST_ADAPTERS = {"eva": eva, "wavlm": lambda: speech("wavlm")}
 """Networks that read the weights of their attention projections past the modules."""
@@ -123,13 +132,13 @@ class Small:
             "logmel": lambda row: {"frames": draw.normal(size=(9 + row % 5, 8))},
             "text": lambda row: {"ids": draw.integers(5, 20, 4 + row % 4), "special": np.arange(4 + row % 4) == 0},
             "speech": lambda row: {"samples": draw.normal(size=1600 + 400 * (row % 3))},
+            "manet": lambda row: {"frames": draw.integers(0, 255, (2 + row % 3, 32, 32, 3), np.uint8)},
             "image": lambda row: {"pixels": draw.normal(size=(1, 8, 8))},
         }
         family = {"bert": "text", "wav2vec2": "speech", "wavlm": "speech", "eva": "image"}
         family |= dict.fromkeys(("deberta", "deberta_v3"), "text") | dict.fromkeys(("timm", "siglip", "clip"), "image")
         made = [make[family.get(self.kind, self.kind)](row) for row in range(rows)]
-        floats = {"values", "frames", "samples", "pixels"}
-        return [{k: v.astype(np.float32) if k in floats else v for k, v in item.items()} for item in made]
+        return [{k: v.astype(np.float32) if v.dtype == np.float64 else v for k, v in i.items()} for i in made]
 
     def inputs(self, rows: int = 4) -> dict[str, Tensor]:
         """Return a collated batch."""

@@ -83,6 +83,10 @@ class AudioEncoder(Encoder):
         """Transformer blocks."""
         return list(self.transformer.blocks)
 
+    def length(self, item: dict[str, np.ndarray]) -> int:
+        """Return the number of groups of frames."""
+        return -(-len(item["frames"]) // self.settings.frames_per_token)
+
     def token_spans(self, value: Waveform) -> list[tuple[float, ...]]:
         """(start, end) in seconds."""
         frames = len(self.preprocess(value)["frames"])

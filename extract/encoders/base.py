@@ -83,6 +83,10 @@ class Encoder(nn.Module, ABC):
     def token_spans(self, value: Any) -> list[tuple[float, ...]]:
         """Return the part of the input behind each token: pixel boxes, character spans, or (start, end)."""
 
+    def length(self, item: dict[str, np.ndarray]) -> int:
+        """Return the tokens of a preprocessed value, by which batches are formed; by default one per array row."""
+        return len(next(iter(item.values())))
+
     def encode_masked(self, embedded: Embedded, mask: Tensor) -> Tensor:
         """Encode X (1 - M) + V M (eq. 5); differentiable in `mask` [B, T], in V and in the inputs."""
         weight = mask.to(embedded.tokens.dtype)[:, :, None]
@@ -103,7 +107,7 @@ class Encoder(nn.Module, ABC):
         for block in self.blocks():
             block.__dict__.pop("forward", None)
             if enabled:
-                block.forward = partial(_recomputed, block, block.forward)
+                block.forward = partial(_recomputed, block.forward)
 
     def fit_statistics(self, values: Sequence[dict[str, np.ndarray]]) -> None:
         """Fit normalisation on preprocessed training values; nothing by default."""
@@ -113,8 +117,10 @@ class Encoder(nn.Module, ABC):
         return {}
 
 
-def _recomputed(block: nn.Module, forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    return checkpoint(forward, *args, use_reentrant=False, **kwargs) if block.training else forward(*args, **kwargs)
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():  # in evaluation; a part may be in that mode in training, too
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -184,6 +184,14 @@ def test_float16_without_a_cuda_device_is_one_error_before_anything_is_read(proj
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("lora", [None, LORA])
+def test_float16_trains_on_a_gpu(project: Any, tmp_path: Path, lora: LoraSettings | None) -> None:
+    metrics = fit(project, tmp_path, precision="float16", lora=lora, checkpointing=True, micro_batches=2)
+    assert metrics["test"]["auroc"] > 0.9
+    assert all(bool(torch.isfinite(value).all()) for value in load_encoder(tmp_path).state_dict().values())
+
+
 def test_adapters_without_a_trained_block_are_refused() -> None:
     with pytest.raises(ValueError, match="lora puts adapters into trained blocks"):
         TuningSettings.model_validate(
