@@ -97,10 +97,6 @@ class VideoEncoder(Encoder):
         """MA-Net's features as one block, then the Transformer's blocks."""
         return [self.network, *self.transformer.blocks]
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute the Transformer's blocks in the backward pass."""
-        self.transformer.checkpointing = enabled
-
     def token_spans(self, value: Video) -> list[tuple[float, ...]]:
         """(start, end) of the part of the clip that each frame stands for, as shares of its length."""
         count = len(value.frames(self.settings.frames))
