@@ -24,7 +24,8 @@ from extract.config import TextSettings, TuningSettings
 from extract.encoders.base import Encoder
 from extract.encoders.text import TextEncoder
 from extract.encoders.tokenizer import train_tokenizer
-from extract.tuning import autocast, parameter_groups, tune
+from extract.precision import autocast
+from extract.tuning import parameter_groups, tune
 
 SECTION = "## Training an encoder"
 PLAIN: dict[str, Any] = {
