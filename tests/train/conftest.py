@@ -43,6 +43,22 @@ def settings() -> Any:
 
 
 @pytest.fixture(scope="session")
+def make_selfmask(settings: Any) -> Callable[[ModelSpec], tuple[Method, dict[str, Any]]]:
+    """Return a maker of a SelfMask and the configuration that its checkpoint stores."""
+
+    def make(spec: ModelSpec) -> tuple[Method, dict[str, Any]]:
+        config = {
+            "method": "selfmask",
+            "spec": spec.model_dump(mode="json"),
+            "model": settings.model_settings.model_dump(mode="json"),
+            "options": settings.selfmask.model_dump(mode="json"),
+        }
+        return build_method("selfmask", spec, settings.model_settings, settings.selfmask), config
+
+    return make
+
+
+@pytest.fixture(scope="session")
 def make_bank(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TokenBank]:
     """Return a maker of banks of random tokens whose first features carry the label."""
 
