@@ -213,7 +213,9 @@ def section(cases: list[Case], rounds: Rounds, size: dict[str, int], count: int)
         f"threads, torch {torch.__version__}; encoders of {SIZES['layers']} layers and width {SIZES['width']}, random "
         "weights, float32. Samples a second, and ours as a share of each other in the same round:",
         "",
-        f"| encoder | {' | '.join(forms)} | ours / limit | {' | '.join(f'ours / {f}' for f in forms[2:])} | MB for 10,000 |",
+        "| "
+        + " | ".join(["encoder", *forms, "ours / limit", *(f"ours / {f}" for f in forms[2:]), "MB for 10,000"])
+        + " |",
         f"|---|{'---|' * (2 * len(forms))}",
     ]
     for case in cases:
