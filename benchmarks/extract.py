@@ -206,6 +206,7 @@ def padding(count: int = 20_000, size: int = 32) -> tuple[float, float]:
 def section(cases: list[Case], rounds: Rounds, size: dict[str, int], count: int) -> str:
     """Return the page's section."""
     forms = [LIMIT, OURS, FILES, *([MAP] if _has_datasets() else [])]
+    heads = ["encoder", *forms, "ours / limit", *(f"ours / {form}" for form in forms[2:]), "MB for 10,000"]
     lines = [
         SECTION,
         "",
@@ -213,9 +214,7 @@ def section(cases: list[Case], rounds: Rounds, size: dict[str, int], count: int)
         f"threads, torch {torch.__version__}; encoders of {SIZES['layers']} layers and width {SIZES['width']}, random "
         "weights, float32. Samples a second, and ours as a share of each other in the same round:",
         "",
-        "| "
-        + " | ".join(["encoder", *forms, "ours / limit", *(f"ours / {f}" for f in forms[2:]), "MB for 10,000"])
-        + " |",
+        f"| {' | '.join(heads)} |",
         f"|---|{'---|' * (2 * len(forms))}",
     ]
     for case in cases:
@@ -226,8 +225,8 @@ def section(cases: list[Case], rounds: Rounds, size: dict[str, int], count: int)
     naive, ours = padding()
     lines += [
         "",
-        f"Padding, 20,000 lognormal text lengths (median {TEXT_LENGTHS['median']:.0f}, sigma {TEXT_LENGTHS['sigma']}, cut "
-        f"to {TEXT_LENGTHS['least']} to {TEXT_LENGTHS['most']}): padded / real tokens {naive:.2f} in batches of 32 as "
+        f"Padding, 20,000 lognormal text lengths (median {TEXT_LENGTHS['median']:.0f}, sigma {TEXT_LENGTHS['sigma']}, "
+        f"cut to {TEXT_LENGTHS['least']} to {TEXT_LENGTHS['most']}): padded / real tokens {naive:.2f} in batches of 32 as "
         f"they come, {ours:.2f} in ours, {naive / ours:.2f} times fewer.",
         *([] if _has_datasets() else ["", "`datasets` is not installed: its row is left out."]),
         "",
