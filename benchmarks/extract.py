@@ -225,9 +225,10 @@ def section(cases: list[Case], rounds: Rounds, size: dict[str, int], count: int)
     naive, ours = padding()
     lines += [
         "",
-        f"Padding, 20,000 lognormal text lengths (median {TEXT_LENGTHS['median']:.0f}, sigma {TEXT_LENGTHS['sigma']}, "
-        f"cut to {TEXT_LENGTHS['least']} to {TEXT_LENGTHS['most']}): padded / real tokens {naive:.2f} in batches of 32 as "
-        f"they come, {ours:.2f} in ours, {naive / ours:.2f} times fewer.",
+        "Padding, 20,000 lognormal text lengths "
+        f"(median {TEXT_LENGTHS['median']:.0f}, sigma {TEXT_LENGTHS['sigma']}, cut to {TEXT_LENGTHS['least']} to "
+        f"{TEXT_LENGTHS['most']}): padded / real tokens {naive:.2f} in batches of 32 as they come, {ours:.2f} in ours, "
+        f"{naive / ours:.2f} times fewer.",
         *([] if _has_datasets() else ["", "`datasets` is not installed: its row is left out."]),
         "",
     ]
