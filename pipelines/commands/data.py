@@ -2,7 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -18,11 +18,6 @@ Out = Annotated[Path | None, typer.Option("--out", help="Folder to write; defaul
 SOURCES = {"icu": "mimic4"}  # data sets that are prepared by a source of another name
 
 
-@simulate.callback()
-def _simulate_group() -> None:
-    """Keep the name of the cohort in the command, however many there are."""
-
-
 @simulate.command("icu")
 def simulate_icu_command(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("data/raw/icu"),
@@ -34,6 +29,20 @@ def simulate_icu_command(
 
     simulate_icu(out, stays, seed)
     typer.echo(f"wrote {out}: {stays} stays that `selfmask prepare mimic4 --raw {out}` keeps")
+
+
+@simulate.command("sentiment")
+def simulate_sentiment_command(
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("data/raw/mosei"),
+    layout: Annotated[Literal["csd", "raw", "mmsa"], typer.Option("--layout", help="Raw layout.")] = "raw",
+    videos: Annotated[int, typer.Option("--videos", min=5, help="Ordinary videos, beside the edge cases.")] = 40,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+) -> None:
+    """Simulate a sentiment corpus in CMU-MOSEI's raw layouts (features, text, sound, film)."""
+    from pipelines.simulate.sentiment import simulate_sentiment
+
+    simulate_sentiment(out, layout, videos, seed)
+    typer.echo(f"wrote {out}: layout {layout}, for `selfmask prepare mosei --raw {out}`")
 
 
 @prepare.command("mimic4")
