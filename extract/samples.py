@@ -22,11 +22,12 @@ from extract.task import LabelSpec
 
 SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
-Kind = Literal["text", "image", "timeseries", "audio", "features"]
+Kind = Literal["text", "image", "timeseries", "audio", "video", "features"]
 SUFFIXES: dict[str, tuple[str, ...]] = {
     "text": ("text",),
     "image": ("path",),
     "audio": ("path",),
+    "video": ("path",),
     "timeseries": ("array", "path"),
     "features": ("array", "path"),
 }

@@ -71,6 +71,12 @@ def prepare_avmnist_command(
     _prepare("avmnist", (mnist, fsdd), out, params, overrides)
 
 
+@prepare.command("mosei")
+def prepare_mosei_command(raw: Raw, out: Out = None, params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
+    """CMU-MOSEI: sentiment or emotions from text, sound, film and published features."""
+    _prepare("mosei", raw, out, params, overrides)
+
+
 @prepare.command("table")
 def prepare_table_command(raw: Raw, out: Annotated[Path, typer.Option("--out", help="Folder to write.")]) -> None:
     """Your own samples table: check it, and copy it with its files into the project."""
@@ -176,6 +182,10 @@ def _preparer(source: str) -> Any:
         from extract.sources.avmnist import prepare_avmnist
 
         return prepare_avmnist
+    if source == "mosei":
+        from extract.sources.mosei import prepare_mosei
+
+        return prepare_mosei
     return None
 
 

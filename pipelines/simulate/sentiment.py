@@ -91,7 +91,7 @@ def _expected(layout: Layout, plan: Sequence[Video]) -> dict[str, object]:
         "rows": len(listed) + copies,
         "samples": len(kept),
         "duplicates": copies,
-        "dropped": {s.name: s.dropped for _, s in listed if s.dropped is not None},
+        "dropped": {s.name: {"id": _id(layout, v, s), "reason": s.dropped} for v, s in listed if s.dropped is not None},
         "zeros": sum(s.sentiment == 0 for _, s in kept),
         "segments": {s.name: _facts(layout, v, s) for v, s in kept},
     }
@@ -100,7 +100,7 @@ def _expected(layout: Layout, plan: Sequence[Video]) -> dict[str, object]:
 def _facts(layout: Layout, video: Video, segment: Segment) -> dict[str, object]:
     """Return what is known of a kept segment; its sentiment as the label file has it, not clipped."""
     return {
-        "id": f"{video.id}$_${segment.clip}" if layout == "mmsa" else interval_id(video.id, segment.start, segment.end),
+        "id": _id(layout, video, segment),
         "id_by_answers": interval_id(video.id, *segment.said),
         "video": video.id,
         "split": video.fold,
@@ -110,8 +110,13 @@ def _facts(layout: Layout, video: Video, segment: Segment) -> dict[str, object]:
         "emotions": list(segment.emotions),
         "text": segment.text or None,
         "audio_seconds": _audio_seconds(layout, video, segment),
+        "severity": segment.severity,
         "missing": _missing(layout, segment),
     }
+
+
+def _id(layout: Layout, video: Video, segment: Segment) -> str:
+    return f"{video.id}$_${segment.clip}" if layout == "mmsa" else interval_id(video.id, segment.start, segment.end)
 
 
 def interval_id(video: str, start: float, end: float) -> str:

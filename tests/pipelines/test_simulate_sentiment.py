@@ -1,4 +1,4 @@
-"""The simulated corpus: the same bytes twice, the real files' layout, misleading rows, and a signal in every modality."""
+"""The simulated corpus: the same bytes twice, the real files' layout, misleading rows, a signal in every modality."""
 
 import csv
 import hashlib

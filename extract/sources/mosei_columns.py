@@ -1,0 +1,105 @@
+"""The value columns of CMU-MOSEI's table: for each segment a text or a file, or the reason why there is none."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from extract.samples import ModalitySpec
+from extract.sources.mosei_features import write_series
+from extract.sources.mosei_inputs import Inputs
+from extract.sources.mosei_media import EMPTY, NOT_IN_SOURCE, Cut, NotThere, write_film, write_sound
+from extract.sources.mosei_options import Options
+from extract.sources.mosei_segments import Segment
+
+
+@dataclass
+class Column:
+    """One modality's cells and reasons by segment id, and its declaration."""
+
+    spec: ModalitySpec
+    cells: dict[str, str] = field(default_factory=dict)
+    reasons: dict[str, str] = field(default_factory=dict)
+
+    def put(self, segment: str, cell: str | None, reason: str | None) -> None:
+        """Enter a cell, or the reason why there is none."""
+        if cell is not None:
+            self.cells[segment] = cell
+        elif reason is not None:
+            self.reasons[segment] = reason
+
+
+def make_column(name: str, segments: Sequence[Segment], inputs: Inputs, options: Options, root: Path) -> Column:
+    """Return a modality's column; its files are written below `root`."""
+    if name == "text":
+        return _text_column(segments, inputs)
+    if name == "audio":
+        spec = ModalitySpec(name=name, kind="audio", column="audio_path")
+        write = partial(write_sound, rate_hz=options.audio_hz)
+        return _media_column(spec, "wav", segments, inputs.sound, write, options.workers, root)
+    if name == "video":
+        spec = ModalitySpec(name=name, kind="video", column="video_path")
+        pace, pixels = options.video_frames_per_second, options.video_pixels
+        write = partial(write_film, frames_per_second=pace, pixels=pixels)
+        return _media_column(spec, "mp4", segments, inputs.film, write, options.workers, root)
+    return _series_column(name, segments, inputs, root)
+
+
+def _text_column(segments: Sequence[Segment], inputs: Inputs) -> Column:
+    column = Column(ModalitySpec(name="text", kind="text", column="text_text"))
+    for segment in segments:
+        text = inputs.text(segment)
+        column.put(segment.id, text or None, NOT_IN_SOURCE if text is None else EMPTY)
+    return column
+
+
+def _media_column(
+    spec: ModalitySpec,
+    suffix: str,
+    segments: Sequence[Segment],
+    find: Callable[[Segment], Cut | None],
+    write: Callable[[Path, Cut], None],
+    workers: int,
+    root: Path,
+) -> Column:
+    """Cut every clip that a run before has not; threads, because decoding leaves Python's lock."""
+    column = Column(spec)
+
+    def make(segment: Segment) -> tuple[str | None, str | None]:
+        cut, cell = find(segment), f"{spec.name}/{segment.id}.{suffix}"
+        if cut is None:
+            return None, NOT_IN_SOURCE
+        try:
+            if not (root / cell).exists():
+                write(root / cell, cut)
+        except NotThere as reason:
+            return None, str(reason)
+        return cell, None
+
+    with ThreadPoolExecutor(workers) as pool:
+        futures = [pool.submit(make, segment) for segment in segments]
+        try:
+            for segment, future in zip(segments, futures, strict=True):
+                column.put(segment.id, *future.result())
+        except BaseException:
+            pool.shutdown(cancel_futures=True)  # or the error would wait for every other clip
+            raise
+    return column
+
+
+def _series_column(name: str, segments: Sequence[Segment], inputs: Inputs, root: Path) -> Column:
+    names, found = inputs.series(name, segments)
+    width = next((series.shape[1] for series in found.values() if not isinstance(series, str)), 0)
+    hours = None if inputs.bins_per_second is None else 1 / inputs.bins_per_second / 3600
+    channels = tuple(names or (f"{name}_{i}" for i in range(width)))
+    column = Column(
+        ModalitySpec(name=name, kind="timeseries", column=f"{name}_path", channels=channels, bin_hours=hours)
+    )
+    file = f"features/{name}.h5"
+    write_series(root / file, found)
+    for segment in segments:
+        series = found[segment.id]
+        reason = series if isinstance(series, str) else None
+        column.put(segment.id, None if reason else f"{file}#{segment.id}", reason)
+    return column
