@@ -32,7 +32,7 @@ def prepare_mosei(raw: Path, out: Path, options: Mapping[str, Any]) -> SamplesTa
 
     Args:
         raw: folder of one layout; files are found below it by name, whatever the levels between.
-        out: folder to write: table, `audio/`, `video/`, `features/`.
+        out: folder to write: table, a folder per modality with files.
         options: see `Options`; all are needed.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -89,17 +89,16 @@ def _media_column(
 
 
 def _series_column(name: str, segments: Sequence[Segment], inputs: Inputs, root: Path) -> Column:
-    names, found = inputs.series(name, segments)
-    width = next((series.shape[1] for series in found.values() if not isinstance(series, str)), 0)
+    width, column = 0, Column(ModalitySpec(name=name, kind="timeseries", column=f"{name}_path"))
+    for video, found in inputs.series(name, segments):
+        file = f"{name}/{video}.npz"
+        write_series(root / file, found)
+        for segment, series in found.items():
+            reason = series if isinstance(series, str) else None
+            width = width if isinstance(series, str) else series.shape[1]
+            column.put(segment, None if reason else f"{file}#{segment}", reason)
+    names = inputs.columns(name)
+    channels = names if len(names) == width else [f"{name}_{place}" for place in range(width)]
     hours = None if inputs.bins_per_second is None else 1 / inputs.bins_per_second / 3600
-    channels = tuple(names or (f"{name}_{i}" for i in range(width)))
-    column = Column(
-        ModalitySpec(name=name, kind="timeseries", column=f"{name}_path", channels=channels, bin_hours=hours)
-    )
-    file = f"features/{name}.h5"
-    write_series(root / file, found)
-    for segment in segments:
-        series = found[segment.id]
-        reason = series if isinstance(series, str) else None
-        column.put(segment.id, None if reason else f"{file}#{segment.id}", reason)
-    return column
+    spec = column.spec.model_copy(update={"channels": tuple(channels), "bin_hours": hours})
+    return replace(column, spec=spec)

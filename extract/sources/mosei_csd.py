@@ -92,15 +92,6 @@ class ComputationalSequence:
             )
         return features, intervals.astype(np.float64)
 
-    def dimension_names(self) -> list[str]:
-        """Return the names of the features' columns as the metadata have them; empty where they do not."""
-        try:
-            value = self._root["metadata/dimension names"][0]
-            names = json.loads(value.decode() if isinstance(value, bytes) else str(value))
-        except DAMAGED:
-            return []
-        return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []
-
     def _array(self, dataset: Any) -> np.ndarray:
         if dataset.file.filename != self._file.filename or dataset.external or dataset.is_virtual:
             raise UserError(f"{self.path} refers to data in another file, which is not read. {ADVICE}")
@@ -113,3 +104,14 @@ class ComputationalSequence:
         except (*DAMAGED, StopIteration, AttributeError) as error:
             reason = type(error).__name__
             raise UserError(f"{self.path}: {what} cannot be read as a .csd file ({reason}). {ADVICE}") from error
+
+
+def dimension_names(path: Path) -> list[str]:
+    """Return the names of a file's columns as its metadata have them; empty where they do not."""
+    try:
+        with h5py.File(path, "r") as file:
+            value = file[next(iter(file))]["metadata/dimension names"][0]
+        names = json.loads(value.decode() if isinstance(value, bytes) else str(value))
+    except (*DAMAGED, StopIteration):
+        return []
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else []

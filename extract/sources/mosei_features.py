@@ -1,18 +1,21 @@
-"""Published feature frames (COVAREP, FACET, OpenFace 2) as series of their own modality, one HDF5 file each.
+"""Published feature frames (COVAREP, FACET, OpenFace 2) as series of their own modality, one npz file a video.
 
 A frame of zeros is one in which the extractor saw no face or heard no voice, -inf and NaN are its failures: all are
 unobserved, NaN, never 0. Frames are averaged over bins of equal length, because 100 frames a second for a hundred
-seconds are more tokens than any encoder takes. The averages go to HDF5 rather than into the table: the real corpus'
-are gigabytes, and a table is read whole.
+seconds are more tokens than any encoder takes. The averages go to files rather than into the table: the real corpus'
+are gigabytes, and a table is read whole. One video's frames are in memory at a time.
 """
 
+import io
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 
-import h5py
 import numpy as np
 
+from cache.errors import UserError
+from cache.publish import write_bytes
 from extract.sources.mosei_csd import ComputationalSequence
 from extract.sources.mosei_media import EMPTY, NOT_IN_SOURCE, NOT_RECORDED
 from extract.sources.mosei_segments import Segment
@@ -61,30 +64,32 @@ def binned(frames: np.ndarray, intervals: np.ndarray, start: float, end: float, 
 
 def sequence_series(
     path: Path, segments: Iterable[Segment], bins_per_second: float
-) -> tuple[list[str], dict[str, Found]]:
-    """Return names of the columns, and the series of each segment by its id, from a computational sequence."""
-    ordered = sorted(segments, key=lambda s: (s.video, s.start))
-    found: dict[str, Found] = {}
+) -> Iterator[tuple[str, dict[str, Found]]]:
+    """Yield the series of each video's segments by their ids, from a computational sequence.
+
+    Raises:
+        UserError: the file is damaged, or its videos have different numbers of columns.
+    """
     width = 0
     with ComputationalSequence(path) as sequence:
-        names = sequence.dimension_names()
-        current, content = "", None
-        for segment in ordered:
-            if segment.video != current:
-                current, content = segment.video, sequence.read(segment.video)
+        for video, group in groupby(sorted(segments, key=lambda s: (s.video, s.id)), key=lambda s: s.video):
+            content = sequence.read(video)
             if content is None:
-                found[segment.id] = NOT_IN_SOURCE
+                yield video, dict.fromkeys([s.id for s in group], NOT_IN_SOURCE)
                 continue
-            width = content[0].shape[1]
-            found[segment.id] = binned(*content, segment.start, segment.end, bins_per_second)
-    return (names if len(names) == width else []), found
+            width = width or content[0].shape[1]
+            if content[0].shape[1] != width:
+                raise UserError(
+                    f"{path}: video {video} has {content[0].shape[1]} columns, those before it {width}. Releases are "
+                    "mixed: download the file again."
+                )
+            yield video, {s.id: binned(*content, s.start, s.end, bins_per_second) for s in group}
 
 
 def write_series(path: Path, found: Mapping[str, Found]) -> None:
-    """Write a dataset [T, D] per segment that has a series."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.unlink(missing_ok=True)  # of a run that was cut off
-    with h5py.File(path, "w") as file:
-        for name, series in sorted(found.items()):
-            if isinstance(series, np.ndarray):
-                file.create_dataset(name, data=series)
+    """Write a video's series, an array [T, D] per segment that has one."""
+    arrays = {name: series for name, series in found.items() if isinstance(series, np.ndarray)}
+    if arrays:
+        content = io.BytesIO()
+        np.savez(content, **arrays)  # type: ignore[arg-type]
+        write_bytes(path, content.getvalue())

@@ -3,11 +3,11 @@
 One form for both kinds of raw folder, so that everything after it is shared.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.sources.mosei_csd import find_sequences
+from extract.sources.mosei_csd import dimension_names, find_sequences
 from extract.sources.mosei_features import FEATURES, Found, sequence_series
 from extract.sources.mosei_media import Cut, find_media
 from extract.sources.mosei_mmsa import KEYS, find_pickle, mmsa_clips, mmsa_segments, pickle_series
@@ -27,8 +27,10 @@ class Inputs:
     text: Callable[[Segment], str | None]
     sound: Callable[[Segment], Cut | None]
     film: Callable[[Segment], Cut | None]
-    series: Callable[[str, Sequence[Segment]], tuple[list[str], dict[str, Found]]]
-    """Names of a modality's columns, and series by segment."""
+    series: Callable[[str, Sequence[Segment]], Iterator[tuple[str, dict[str, Found]]]]
+    """A modality's videos with the series of their segments."""
+    columns: Callable[[str], list[str]]
+    """Names of a modality's columns, empty where the folder does not say."""
     bins_per_second: float | None
 
 
@@ -53,6 +55,7 @@ def open_sdk(raw: Path, options: Options, funnel: Funnel) -> tuple[list[Segment]
         sound=lambda segment: _cut(segment, sounds.get(segment.video) or films.get(segment.video)),
         film=lambda segment: _cut(segment, films.get(segment.video)),
         series=lambda name, chosen: sequence_series(sequences[name], chosen, options.feature_bins_per_second),
+        columns=lambda name: dimension_names(sequences[name]),
         bins_per_second=options.feature_bins_per_second,
     )
 
@@ -69,9 +72,9 @@ def open_mmsa(raw: Path) -> tuple[list[Segment], Inputs] | None:
         path = clips.get((segment.video, segment.clip or ""))
         return None if path is None else Cut(path, 0.0, float("inf"))
 
-    def series(name: str, chosen: Sequence[Segment]) -> tuple[list[str], dict[str, Found]]:
+    def series(name: str, chosen: Sequence[Segment]) -> Iterator[tuple[str, dict[str, Found]]]:
         assert pickled is not None
-        return [], pickle_series(pickled, chosen, [name])[name]
+        return pickle_series(pickled, chosen, name)
 
     return mmsa_segments(labels), Inputs(
         source="MMSA's label.csv",
@@ -80,6 +83,7 @@ def open_mmsa(raw: Path) -> tuple[list[Segment], Inputs] | None:
         sound=whole,
         film=whole,
         series=series,
+        columns=lambda name: [],
         bins_per_second=None,
     )
 

@@ -4,7 +4,8 @@ Its clips were cut again by others, without intervals, and some of their times a
 authors' files are at hand, prefer those. Pickles are read without running them; memory is that of the file, twice.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -72,25 +73,23 @@ def find_pickle(raw: Path) -> Path | None:
     return None
 
 
-def pickle_series(path: Path, segments: Iterable[Segment], names: Iterable[str]) -> dict[str, dict[str, Found]]:
-    """Return the series of each segment by modality and id, padding and zeros as unobserved.
+def pickle_series(path: Path, segments: Iterable[Segment], name: str) -> Iterator[tuple[str, dict[str, Found]]]:
+    """Yield a modality's series of each video's segments by their ids, padding and zeros as unobserved.
 
     Raises:
         UserError: the pickle is not in MMSA's form, or holds anything but numbers, texts and arrays.
     """
     content = read_pickle(path)
-    wanted = {segment.id for segment in segments}
-    found: dict[str, dict[str, Found]] = {name: dict.fromkeys(wanted, NOT_IN_SOURCE) for name in names}
+    rows: dict[str, np.ndarray] = {}
     for split in SPLITS:
         part = content.get(split) if isinstance(content, dict) else None
         if not isinstance(part, dict) or "id" not in part:
             raise UserError(f"{path} lacks {split}/id, which MMSA's pickles have. Download it again.")
         ids = [str(name) for name in part["id"]]
-        for name, series in found.items():
-            arrays, lengths = _arrays(part, KEYS[name], len(ids), f"{path}: {split}")
-            found_here = zip(ids, arrays, lengths, strict=True)
-            series.update({i: _series(array[:length]) for i, array, length in found_here if i in wanted})
-    return found
+        arrays, lengths = _arrays(part, KEYS[name], len(ids), f"{path}: {split}")
+        rows |= {i: array[:length] for i, array, length in zip(ids, arrays, lengths, strict=True)}
+    for video, group in groupby(sorted(segments, key=lambda s: (s.video, s.id)), key=lambda s: s.video):
+        yield video, {s.id: _series(rows[s.id]) if s.id in rows else NOT_IN_SOURCE for s in group}
 
 
 def _arrays(part: dict[str, Any], key: str, rows: int, where: str) -> tuple[np.ndarray, list[int]]:

@@ -48,7 +48,9 @@ def write_csd(path: Path, title: str, sequences: Sequences, as_json: bool, gzip:
         gzip: level, or None for plain arrays.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    width = next(iter(sequences.values()))[0].shape[1]
     metadata = {"root name": title, "computational sequence version": "1.0", "dataset name": "CMU_MOSEI"}
+    metadata |= {"dimension names": [f"{title} {place}" for place in range(width)]} if as_json else {}
     options = {} if gzip is None else {"compression": "gzip", "compression_opts": gzip}
     with h5py.File(path, "w") as file:
         for video, (features, intervals) in sequences.items():
@@ -56,7 +58,7 @@ def write_csd(path: Path, title: str, sequences: Sequences, as_json: bool, gzip:
             group.create_dataset("features", data=features, **options)
             group.create_dataset("intervals", data=intervals, **options)
         for key, value in metadata.items():
-            text = json.dumps(value) if as_json else value
+            text = json.dumps(value) if as_json else str(value)
             file.create_dataset(f"{title}/metadata/{key}", data=[text], dtype=h5py.string_dtype())
 
 

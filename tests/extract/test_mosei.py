@@ -171,7 +171,8 @@ def test_series_are_the_segment_s(prepared: Any) -> None:
     broken = series(table, rows["covarep_nonfinite"], "covarep")
     assert np.isnan(broken[:, 5]).all()
     assert np.isfinite(broken[:, [0, 1, 2, 3, 4, 6]]).all()  # -inf in a third of the frames leaves the bin's others
-    assert table.modality("openface").channels[712] == "openface_712"
+    assert table.modality("openface").channels[712] == "OpenFace_2 712"  # as the file's metadata name it
+    assert table.modality("facet").channels[34] == "facet_34"  # metadata without names
     assert series(table, rows["three"], "openface").shape == (30, 713)
 
 

@@ -90,6 +90,10 @@ CSD = {
         edit_sequence(FACET, lambda data: replace(data["8404"], "intervals", np.zeros((3, 2)))),
         r"Facet42.csd: video 8404 has features \[420, 35\] but intervals \[3, 2\]",
     ),
+    "another number of columns": (
+        edit_sequence(FACET, lambda data: replace(data["8404"], "features", np.ones((420, 34)))),
+        "8404 has 34 columns, those before it 35",
+    ),
     "links": (edit_sequence(LABELS, link_outside), "data in another file"),
     "an odd id": (edit_sequence(LABELS, lambda data: data.move("8404", "a b")), "'a b'"),
     "listed twice with another label": (edit_sequence(LABELS, conflict), r"duplicate_A_1000_4000 is listed twice"),
