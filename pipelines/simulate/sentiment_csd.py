@@ -49,7 +49,11 @@ def write_csd(path: Path, title: str, sequences: Sequences, as_json: bool, gzip:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     width = next(iter(sequences.values()))[0].shape[1]
-    metadata = {"root name": title, "computational sequence version": "1.0", "dataset name": "CMU_MOSEI"}
+    metadata: dict[str, object] = {
+        "root name": title,
+        "computational sequence version": "1.0",
+        "dataset name": "CMU_MOSEI",
+    }
     metadata |= {"dimension names": [f"{title} {place}" for place in range(width)]} if as_json else {}
     options = {} if gzip is None else {"compression": "gzip", "compression_opts": gzip}
     with h5py.File(path, "w") as file:
