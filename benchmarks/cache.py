@@ -221,16 +221,7 @@ def _ragged(path: Path, size: int, random: np.random.Generator) -> Ragged:
 
 
 def _key() -> CacheKey:
-    return CacheKey(
-        encoder="benchmark",
-        options={},
-        weights_sha256="0" * 64,
-        preprocessing={},
-        precision="float32",
-        libraries={},
-        layout={},
-        pretrained_or_fitted=True,
-    )
+    return CacheKey.imported("benchmark", "0" * 64)
 
 
 def _count(folder: Path) -> int:

@@ -5,7 +5,12 @@ opens it. Uncompressed local files are mapped at the speed of memory; the others
 shape and type come from the manifest, which vouches for itself, and not from the array's own document.
 """
 
+import hashlib
+from collections import deque
+from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from io import FileIO
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -28,14 +33,75 @@ def chunk_name(array: str, dimensions: int) -> str:
     return f"{array}/c/" + "/".join("0" * dimensions)
 
 
-def write_chunk(path: Path, array: np.ndarray, compression: str) -> None:
-    """Write an array's chunk file."""
-    raw = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-    data: Any = zstd.compress(raw, ZSTD_LEVEL) if compression == "zstd" else raw
+@dataclass(frozen=True)
+class Written:
+    """A chunk file that was written: its size, its SHA-256, and the CRC-32C of the array's own bytes."""
+
+    bytes: int
+    sha256: str
+    content_crc: int
+
+
+class _Sums:
+    """Running checksums of a chunk file; also usable in another thread, since neither holds the interpreter's lock."""
+
+    def __init__(self) -> None:
+        self.sha256, self.crc, self.bytes = hashlib.sha256(), 0, 0
+
+    def add(self, data: Any) -> None:
+        self.sha256.update(data)
+        self.crc = google_crc32c.extend(self.crc, data)
+        self.bytes += len(data)
+
+    def seal(self) -> bytes:
+        """Return the last bytes of the file, and count them."""
+        end = self.crc.to_bytes(CHECKSUM_BYTES, "little")
+        self.sha256.update(end)
+        self.bytes += len(end)
+        return end
+
+
+def write_chunk(path: Path, blocks: Iterable[np.ndarray], compression: str) -> Written:
+    """Write the chunk file of an array that comes in consecutive blocks.
+
+    A block's checksums are computed while it is written and the next one is made, so that the processor does not wait
+    for the disk, and memory is that of two blocks; a compressed array is needed whole.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as stream:
-        stream.write(data)
-        stream.write(google_crc32c.extend(0, data).to_bytes(CHECKSUM_BYTES, "little"))
+    raw = (np.ascontiguousarray(block).reshape(-1).view(np.uint8) for block in blocks)
+    if compression == "zstd":
+        return _write_compressed(path, np.concatenate([np.zeros(0, np.uint8), *raw]))
+    sums = _Sums()
+    with path.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as pool:
+        pending: deque[Future[None]] = deque()
+        for block in raw:
+            pending.append(pool.submit(sums.add, block))
+            _write_all(stream, block)
+            if len(pending) > 1:
+                pending.popleft().result()
+        while pending:
+            pending.popleft().result()
+        _write_all(stream, sums.seal())
+    return Written(sums.bytes, sums.sha256.hexdigest(), sums.crc)
+
+
+def content_crc(array: np.ndarray) -> int:
+    """Return the CRC-32C of an array's bytes."""
+    return int(google_crc32c.extend(0, np.ascontiguousarray(array).reshape(-1).view(np.uint8)))
+
+
+def _write_compressed(path: Path, raw: np.ndarray) -> Written:
+    sums = _Sums()
+    data = zstd.compress(raw, ZSTD_LEVEL)
+    sums.add(data)
+    path.write_bytes(data + sums.seal())
+    return Written(sums.bytes, sums.sha256.hexdigest(), content_crc(raw))
+
+
+def _write_all(stream: FileIO, data: Any) -> None:
+    left = memoryview(data)
+    while left:  # a write may take less than it is given
+        left = left[stream.write(left) :]
 
 
 @dataclass(frozen=True)

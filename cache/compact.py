@@ -16,14 +16,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cache.contents import PART_BYTES, Identity, batches, identities_by_part, stored_samples
-from cache.errors import CorruptCacheError, UserError
+from cache.contents import batches, identities_by_part, stored_samples
+from cache.errors import UserError
 from cache.lock import rewriting
 from cache.manifest import failure_paths, read_failures, read_view, write_failure_records
+from cache.places import Identity, Place
 from cache.precision import token_bytes
 from cache.publish import flush
-from cache.store import Place, TokenStore
-from cache.verify import ORPHAN_AGE_S, part_problems
+from cache.store import TokenStore
+from cache.verify import ORPHAN_AGE_S, require_whole
 
 SMALL = 0.5
 """Share of a full part below which a part is joined with others; two such always fit into one."""
@@ -56,16 +57,14 @@ class _Plan:
     kept_young: int
 
 
-def compact(
-    store: TokenStore, drop_dead: bool = False, now: bool = False, part_bytes: int = PART_BYTES
-) -> CompactReport:
+def compact(store: TokenStore, part_bytes: float, drop_dead: bool = False, now: bool = False) -> CompactReport:
     """Rewrite small or partly dead parts.
 
     Args:
         store: cache.
+        part_bytes: bytes of a full part's tokens, as stored.
         drop_dead: drop the samples and failures that are not in the view, for good.
         now: nobody else uses the cache: no day of grace for the parts of others, none for readers of replaced parts.
-        part_bytes: bytes of a full part's tokens.
 
     Raises:
         UserError: files are read-only, another process rewrites the cache, the disk is full.
@@ -75,7 +74,9 @@ def compact(
         before = store.entries()
         plan = _plan(store, before, drop_dead, now, part_bytes)
         _require_writable(store.path, plan.replaced)
-        _require_whole(store.path, [e for e in before if e["part"] in plan.relied_on - plan.rows.keys()])
+        for entry in before:
+            if entry["part"] in plan.relied_on - plan.rows.keys():
+                require_whole(store.path, entry)
         new = _rewrite(store, plan.rows, part_bytes)
         _retire(store.path, plan.replaced, now)
         _compact_failures(store.path, drop_dead, now)
@@ -92,7 +93,7 @@ def compact(
     )
 
 
-def _plan(store: TokenStore, entries: list[dict[str, Any]], drop_dead: bool, now: bool, part_bytes: int) -> _Plan:
+def _plan(store: TokenStore, entries: list[dict[str, Any]], drop_dead: bool, now: bool, part_bytes: float) -> _Plan:
     places, view = store.places(), read_view(store.path) if drop_dead else None
     identities = identities_by_part(store)
     keep: dict[str, list[int]] = {}
@@ -142,13 +143,7 @@ def _require_writable(store: Path, entries: Iterable[dict[str, Any]]) -> None:
                 )
 
 
-def _require_whole(store: Path, entries: Iterable[dict[str, Any]]) -> None:
-    for entry in entries:
-        for problem in part_problems(store, entry):
-            raise CorruptCacheError(problem)
-
-
-def _rewrite(store: TokenStore, rows: dict[str, list[int]], part_bytes: int) -> set[str]:
+def _rewrite(store: TokenStore, rows: dict[str, list[int]], part_bytes: float) -> set[str]:
     samples = stored_samples(store, rows, checked=True)
     new = {store.append(batch) for batch in batches(samples, token_bytes(store.width, store.dtype), part_bytes)}
     return {part for part in new if part}

@@ -7,23 +7,21 @@ of bounded size, so memory is that of one batch.
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-import numpy as np
-
-from cache.errors import CorruptCacheError
 from cache.manifest import read_failures, read_view
-from cache.parts import PartArrays, SampleTokens, from_stored, read_identities
-from cache.store import Place, TokenStore
-from cache.verify import part_problems
-
-Identity = tuple[str, str]
-"""(sample id, digest of the raw input)."""
-PART_BYTES = 128 * 2**20
-"""Tokens of a part in bytes, as stored: big enough for full speed, small enough to send alone."""
+from cache.parts import SampleTokens, read_identities
+from cache.places import Identity, Place
+from cache.store import TokenStore
+from cache.verify import require_whole
 
 
 def identities_by_part(store: TokenStore) -> dict[str, list[Identity]]:
     """Return the identity of every row of every part, by part id in ascending order."""
     return {entry["part"]: read_identities(store.location, entry) for entry in store.entries()}
+
+
+def is_complete(store: TokenStore) -> bool:
+    """Tell whether an extraction into the cache has completed, so that there is a view."""
+    return read_view(store.location) is not None
 
 
 def current(store: TokenStore) -> dict[Identity, Place]:
@@ -44,13 +42,6 @@ def current_digests(store: TokenStore) -> dict[str, set[str]]:
     return found
 
 
-def row_tokens(store: TokenStore, part: PartArrays, row: int) -> np.ndarray:
-    """Return the tokens of one row of a part as a reader gets them; float32 [T, width]."""
-    own = slice(int(part.offsets[row]), int(part.offsets[row + 1]))
-    scales = None if part.scales is None else part.scales[own]
-    return from_stored(np.asarray(part.tokens[own]), store.dtype, scales)
-
-
 def stored_samples(
     store: TokenStore, rows: Mapping[str, Sequence[int]], checked: bool = False
 ) -> Iterator[SampleTokens]:
@@ -68,12 +59,10 @@ def stored_samples(
         if not rows.get(entry["part"]):
             continue
         if checked:
-            for problem in part_problems(store.location, entry):
-                raise CorruptCacheError(problem)
+            require_whole(store.location, entry)
         identities, part = read_identities(store.location, entry), store.read_part(entry)
         for row in rows[entry["part"]]:
-            own = slice(int(part.offsets[row]), int(part.offsets[row + 1]))
-            yield SampleTokens(*identities[row], row_tokens(store, part, row), part.maskable[own])
+            yield SampleTokens(*identities[row], *part.sample(row, store.dtype))
 
 
 def rows_by_part(places: Iterable[Place]) -> dict[str, list[int]]:
@@ -84,7 +73,7 @@ def rows_by_part(places: Iterable[Place]) -> dict[str, list[int]]:
     return found
 
 
-def batches(samples: Iterable[SampleTokens], token_bytes: int, most: int = PART_BYTES) -> Iterator[list[SampleTokens]]:
+def batches(samples: Iterable[SampleTokens], token_bytes: int, most: float) -> Iterator[list[SampleTokens]]:
     """Group samples so that a batch holds `most` bytes when stored, or one sample that is larger.
 
     Args:

@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from cache.contents import Identity, current, row_tokens
+from cache.contents import current, is_complete
 from cache.parts import PartArrays
-from cache.store import Place, TokenStore
+from cache.places import Identity, Place
+from cache.store import TokenStore
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def _fields(first: TokenStore, second: TokenStore) -> dict[str, tuple[Any, Any]]
     outside = {
         "width": (first.width, second.width),
         "dtype": (first.dtype, second.dtype),
-        "complete": (first.info()["complete"], second.info()["complete"]),
+        "complete": (is_complete(first), is_complete(second)),
     }
     return first.key.difference(second.key) | {name: pair for name, pair in outside.items() if pair[0] != pair[1]}
 
@@ -108,8 +109,7 @@ class _Parts:
         if place.part not in self._open:
             self._open[place.part] = self.store.read_part(self._entries[place.part])
         part = self._open[place.part]
-        own = slice(int(part.offsets[place.row]), int(part.offsets[place.row + 1]))
-        return row_tokens(self.store, part, place.row), part.maskable[own]
+        return part.sample(place.row, self.store.dtype)
 
 
 def difference_lines(found: CacheDifference, first: object, second: object) -> list[str]:

@@ -15,10 +15,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cache.contents import Identity, batches, current, rows_by_part, stored_samples
+from cache.contents import batches, current, rows_by_part, stored_samples
 from cache.errors import UserError
-from cache.parts import SampleTokens, read_identities, read_offsets, to_stored
-from cache.precision import token_bytes
+from cache.parts import SampleTokens, read_identities, read_offsets
+from cache.places import Identity
+from cache.precision import to_stored, token_bytes
 from cache.publish import replacing
 from cache.store import TokenStore
 

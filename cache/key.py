@@ -30,6 +30,20 @@ class CacheKey(BaseModel):
     pretrained_or_fitted: bool
     """False: the tokens come from random weights."""
 
+    @classmethod
+    def imported(cls, encoder: str, content_sha256: str, **options: Any) -> "CacheKey":
+        """Return the key of tokens made elsewhere, of which no more is known than the encoder's name and a digest."""
+        return cls(
+            encoder=encoder,
+            options={"imported": True, **options},
+            weights_sha256=content_sha256,
+            preprocessing={},
+            precision="imported",
+            libraries={},
+            layout={},
+            pretrained_or_fitted=True,
+        )
+
     def digest(self) -> str:
         """Return the SHA-256 of the key."""
         return fingerprint(self.model_dump(mode="json"))

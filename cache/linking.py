@@ -16,10 +16,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from cache.errors import CorruptCacheError, UserError
+from cache.errors import UserError
 from cache.manifest import write_sealed
 from cache.publish import publish_folder
-from cache.verify import part_problems
+from cache.verify import part_problems, require_whole
 
 FICLONE = 0x40049409  # linux/fs.h; the fcntl module has no name for it before Python 3.12
 
@@ -35,8 +35,7 @@ def copy_part(source: Path, target: Path, entry: dict[str, Any]) -> bool:
     document, final = target / "manifest" / f"{part_id}.json", target / "parts" / part_id
     if document.exists():
         return False
-    for problem in part_problems(source, entry):
-        raise CorruptCacheError(problem)
+    require_whole(source, entry)
     temporary = target / "parts" / f".{part_id}.{uuid.uuid4().hex}.partial"
     try:
         # A folder without manifest entry is that of a merge killed, or running, between the two.

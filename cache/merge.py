@@ -12,10 +12,11 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from cache.contents import Identity, batches, current_digests, identities_by_part, stored_samples
+from cache.contents import batches, current_digests, identities_by_part, stored_samples
 from cache.errors import StaleCacheError, UserError
 from cache.linking import copy_part
 from cache.manifest import read_failures, read_view, write_failure_records
+from cache.places import Identity
 from cache.precision import token_bytes
 from cache.store import TokenStore
 
@@ -32,13 +33,18 @@ class MergeReport:
 
 
 def merge(
-    sources: Sequence[TokenStore], into: Path, prefer: Path | None = None, with_view: bool | None = None
+    sources: Sequence[TokenStore],
+    into: Path,
+    part_bytes: float,
+    prefer: Path | None = None,
+    with_view: bool | None = None,
 ) -> MergeReport:
     """Add everything that the sources hold to the cache at `into`; created if absent.
 
     Args:
         sources: caches of one key; not changed.
         into: another folder, or that of a source (then it receives the others).
+        part_bytes: bytes of a full part's tokens, as stored, where a part is written anew.
         prefer: whose raw input counts for an id that others hold with another one.
         with_view: publish the union of the views; None: if the target and all sources are complete.
 
@@ -49,14 +55,14 @@ def merge(
     """
     first = sources[0]
     existing = [TokenStore.open(into)] if (into / "zarr.json").exists() else []
-    stores = [*existing, *(s for s in sources if s.path.resolve() != into.resolve())]
+    others = [store for store in sources if store.path.resolve() != into.resolve()]
+    stores = [*existing, *others]
     for store in stores[1:]:
         require_same_tokens(stores[0], store)
     refused = _refused(stores, prefer)
     view = _merged_view(stores, refused, with_view)
     target = existing[0] if existing else TokenStore.create(into, first.key, first.width, first.dtype)
-    others = [store for store in stores if store.path.resolve() != into.resolve()]
-    copied, samples_copied, rewritten = _carry_parts(others, target, refused)
+    copied, samples_copied, rewritten = _carry_parts(others, target, refused, part_bytes)
     failures = _carry_failures(others, target, refused)
     if view is not None and view != read_view(target.path):
         target.publish_view(view)
@@ -124,7 +130,7 @@ def _merged_view(
 
 
 def _carry_parts(
-    sources: Sequence[TokenStore], target: TokenStore, refused: dict[Path, set[str]]
+    sources: Sequence[TokenStore], target: TokenStore, refused: dict[Path, set[str]], part_bytes: float
 ) -> tuple[int, int, int]:
     """Copy or rewrite what the target lacks; returns parts copied, samples in them, samples written anew."""
     rows = _rows_to_take(sources, target, refused)
@@ -138,7 +144,8 @@ def _carry_parts(
                 samples += len(chosen)
             elif chosen:
                 partly[entry["part"]] = chosen
-        for batch in batches(stored_samples(store, partly, checked=True), token_bytes(store.width, store.dtype)):
+        left = stored_samples(store, partly, checked=True)
+        for batch in batches(left, token_bytes(store.width, store.dtype), part_bytes):
             target.append(batch)
             rewritten += len(batch)
     return copied, samples, rewritten

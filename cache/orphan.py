@@ -15,7 +15,7 @@ import numpy as np
 from cache.chunks import Chunk, chunk_name
 from cache.errors import CorruptCacheError
 from cache.metadata import GROUP_FILE, part_documents
-from cache.parts import DIGESTS, IDS, MASKABLE, OFFSETS, SCALES, TOKENS, entry_of, list_files, part_attributes
+from cache.parts import DIGESTS, IDS, MASKABLE, OFFSETS, SCALES, TOKENS, attributes_of, entry_of, list_files
 
 ALWAYS = (TOKENS, OFFSETS, MASKABLE, IDS, DIGESTS)
 
@@ -36,7 +36,7 @@ def restored_entry(store: Path, part_id: str, identity: str) -> dict[str, Any] |
         arrays = {name: Chunk.of(store, draft, name).read() for name in specs}
     except CorruptCacheError:
         return None
-    if part_attributes(arrays, identity, attributes["dtype"]) != attributes:
+    if attributes_of(arrays, identity, attributes["dtype"]) != attributes:
         return None
     return entry_of(part_id, identity, specs, int(arrays[OFFSETS][-1]), list_files(folder))
 

@@ -16,6 +16,7 @@ from cache.manifest import LOST_REMEDY
 from cache.parts import read_identities
 
 Identity = tuple[str, str]
+"""(sample id, digest of the raw input)."""
 
 
 @dataclass(frozen=True)

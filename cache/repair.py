@@ -27,7 +27,7 @@ from cache.manifest import (
 )
 from cache.metadata import GROUP_FILE, part_documents
 from cache.orphan import restored_entry
-from cache.parts import part_attributes, read_identities
+from cache.parts import attributes_of, read_identities
 from cache.publish import write_bytes, write_json
 from cache.root import PARTS_GROUP
 from cache.verify import damaged_files, sealed_problems, spelled, unpublished_parts
@@ -142,7 +142,7 @@ def _restore_document(store: Path, entry: dict[str, Any], dtype: str, name: str)
             arrays = {array: Chunk.of(store, entry, array).read() for array in entry["arrays"]}
         except CorruptCacheError:
             return False
-        attributes = part_attributes(arrays, entry["cache"], dtype)
+        attributes = attributes_of(arrays, entry["cache"], dtype)
     document = part_documents(entry["arrays"], attributes).get(name, b"")
     if hashlib.sha256(document).hexdigest() != entry["files"][name]["sha256"]:
         return False

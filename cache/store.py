@@ -13,8 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from cache.chunks import COMPRESSIONS
 from cache.errors import StaleCacheError, UserError
 from cache.key import CacheKey
@@ -28,13 +26,14 @@ from cache.manifest import (
     write_failures,
     write_view,
 )
-from cache.parts import PartArrays, SampleTokens, from_stored, read_part, write_part
+from cache.parts import PartArrays, SampleTokens, read_part
 from cache.places import Place, find_places, require_all
 from cache.precision import DTYPES
 from cache.publish import fingerprint
 from cache.repair import repair_cache
 from cache.root import read_root, root_document, write_root
 from cache.verify import VerifyReport, check_sizes, find_orphans, remove_old, verify_cache
+from cache.writing import write_part
 
 __all__ = ["DTYPES", "Place", "SampleTokens", "TokenStore", "VerifyReport"]
 
@@ -152,9 +151,9 @@ class TokenStore:
         require_all(self.location, ((i, view[i]) for i in sample_ids if i in view), places.keys() | failed.keys())
         return [places.get((i, view[i])) if i in view else None for i in sample_ids]
 
-    def missing_from(self, wanted: Mapping[str, str]) -> list[str]:
-        """Return the ids of `wanted` (id to digest) that have neither tokens nor a recorded failure."""
-        done = self.places().keys() | read_failures(self.location).keys()
+    def missing_from(self, wanted: Mapping[str, str], *, retry_failed: bool = False) -> list[str]:
+        """Return the ids of `wanted` (id to digest) that have no tokens, nor, unless it is retried, a failure."""
+        done = self.places().keys() | (set() if retry_failed else read_failures(self.location).keys())
         return [i for i, digest in wanted.items() if (i, digest) not in done]
 
     def record_failures(self, failures: Mapping[str, tuple[str, str]]) -> None:
@@ -212,11 +211,7 @@ class TokenStore:
         found = []
         for i, place in zip(sample_ids, places, strict=True):
             assert place is not None
-            part = parts[place.part]
-            own = slice(int(part.offsets[place.row]), int(part.offsets[place.row + 1]))
-            scales = None if part.scales is None else part.scales[own]
-            tokens = from_stored(np.asarray(part.tokens[own]), self.dtype, scales)
-            found.append(SampleTokens(i, view[i], tokens, part.maskable[own]))
+            found.append(SampleTokens(i, view[i], *parts[place.part].sample(place.row, self.dtype)))
         return found
 
     def read_parts(self, part_ids: Iterable[str]) -> dict[str, PartArrays]:
@@ -234,10 +229,8 @@ class TokenStore:
     def content_digest(self) -> str:
         """Return a digest of key, parts and view: what training on this cache depends on."""
         view = self.location / "view.json"
-        documents = [*entry_paths(self.location), *([view] if view.exists() else [])]
-        digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in documents]
-        parts, viewed = (digests[:-1], digests[-1]) if documents[-1:] == [view] else (digests, None)
-        return fingerprint([self.identity, parts, viewed])
+        parts = [_digest(path) for path in entry_paths(self.location)]
+        return fingerprint([self.identity, parts, _digest(view) if view.exists() else None])
 
     def info(self) -> dict[str, Any]:
         """Return key, counts and bytes."""
@@ -278,6 +271,10 @@ class TokenStore:
     @property
     def _remote(self) -> bool:
         return not isinstance(self.location, Path)
+
+
+def _digest(path: Location) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @contextmanager

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from cache.contents import current, rows_by_part
-from cache.manifest import read_failures, read_view
 from cache.parts import read_offsets
 from cache.store import TokenStore
 
@@ -34,7 +33,7 @@ def summarise(store: TokenStore, expected: Mapping[str, Sequence[str | None]] | 
         "failures_by_reason": dict(Counter(store.failures().values()).most_common()),
     }
     if expected is not None:
-        facts["splits"] = {split: _coverage(store, ids) for split, ids in expected.items()}
+        facts["splits"] = _coverage(store, expected)
     return facts
 
 
@@ -64,10 +63,12 @@ def length_histogram(lengths: np.ndarray) -> dict[str, Any]:
     }
 
 
-def _coverage(store: TokenStore, ids: Sequence[str | None]) -> dict[str, int]:
-    present = {identity[0] for identity in current(store)}
-    view = read_view(store.location)
-    failed = {i for i, d in read_failures(store.location) if view is None or view.get(i) == d} - present
+def _coverage(store: TokenStore, expected: Mapping[str, Sequence[str | None]]) -> dict[str, dict[str, int]]:
+    present, failed = {sample_id for sample_id, _ in current(store)}, set(store.failures())
+    return {split: _count(ids, present, failed - present) for split, ids in expected.items()}
+
+
+def _count(ids: Sequence[str | None], present: set[str], failed: set[str]) -> dict[str, int]:
     wanted = [i for i in ids if i is not None]
     return {
         "samples": len(ids),

@@ -117,6 +117,12 @@ def part_problems(store: Location, entry: dict[str, Any]) -> list[str]:
     ]
 
 
+def require_whole(store: Location, entry: dict[str, Any]) -> None:
+    """Read every file of a part; CorruptCacheError names the first that is absent or damaged."""
+    for problem in part_problems(store, entry):
+        raise CorruptCacheError(problem)
+
+
 def _view_problems(store: Location, entries: list[dict[str, Any]]) -> list[str]:
     view = read_view(store) or {}
     try:

@@ -149,12 +149,19 @@ class ExtractSettings(Settings):
     """Running the encoders over every sample."""
 
     batch_size: PositiveInt
+    """Most samples of a batch."""
+    batch_tokens: PositiveInt
+    """Most tokens of a batch, padding included; a longer sample is a batch of its own."""
+    workers: Annotated[int, Field(ge=0)]
+    """Processes that read and preprocess values ahead of the encoder; 0: this one does."""
+    compile: bool
+    """Let torch compile the encoder's forward pass: faster after a minute, and other last bits of the tokens."""
     dtype: Literal["float16", "bfloat16", "float32", "int8"]
     """Stored precision; int8 keeps one scale a token."""
     compression: Literal["none", "zstd"]
     """Of the stored tokens; for transport, since compressed parts cannot be mapped."""
-    precision: Literal["float32", "bfloat16"]
-    """Compute precision of the forward pass."""
+    precision: Literal["float32", "bfloat16", "float16"]
+    """Compute precision of the forward pass; float16 on a GPU only."""
     sorted_batches: PositiveInt
     """Batches of a chunk, whose samples are sorted by length, so that little is spent on padding; what a lost worker
     had of a chunk is computed again."""
@@ -162,3 +169,8 @@ class ExtractSettings(Settings):
     """Largest part of the cache, in 10^6 bytes of tokens, unless one chunk is larger: large parts make few files."""
     part_minutes: Annotated[float, Field(gt=0)]
     """A part is published after this time even if it is smaller: what a kill can lose."""
+
+    @property
+    def part_bytes(self) -> float:
+        """Largest part in bytes of tokens."""
+        return self.part_megabytes * 1e6

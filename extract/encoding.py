@@ -1,30 +1,87 @@
-"""One batch through an encoder, without gradients: preprocessed values to the tokens of each sample.
+"""Batches through an encoder, without gradients: preprocessed values to the tokens of each sample.
 
 A token's last bits depend on the batch that it was computed in (padding and the shape of the products), so whoever
 wants the same bytes twice must form the same batches; `extract.engines.chunks` does.
 """
 
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
 import numpy as np
 import torch
 
+from cache.errors import UserError
 from cache.parts import SampleTokens
 from extract.encoders.base import Encoder
 
 Item = tuple[str, str, dict[str, np.ndarray]]
 """Sample id, digest of the raw value, preprocessed value."""
+Precision = Literal["float32", "bfloat16", "float16"]
+
+
+def batches(encoder: Encoder, items: Sequence[Item], most_samples: int, most_tokens: int) -> Iterator[list[Item]]:
+    """Group samples of similar length, shortest first, so that little is spent on padding.
+
+    Args:
+        encoder: tells lengths.
+        items: in any order; equal lengths keep it.
+        most_samples: of a batch.
+        most_tokens: of a batch, padding included; a longer sample is alone.
+    """
+    raw = [len(next(iter(item[2].values()))) for item in items]  # audio: clips of one exact length side by side
+    lengths = [encoder.length(item[2]) for item in items]
+    batch: list[Item] = []
+    for row in sorted(range(len(items)), key=lambda row: (lengths[row], raw[row])):
+        if batch and (len(batch) == most_samples or (len(batch) + 1) * lengths[row] > most_tokens):
+            yield batch
+            batch = []
+        batch.append(items[row])
+    if batch:
+        yield batch
+
+
+def require_precision(precision: Precision, device: torch.device | str) -> None:
+    """Raise UserError for float16 without a GPU: processors have no fast arithmetic for it."""
+    if precision == "float16" and torch.device(device).type != "cuda":
+        raise UserError("extract.precision=float16 needs a GPU. Set extract.precision=bfloat16 or float32.")
 
 
 @torch.no_grad()
-def encode_items(encoder: Encoder, items: list[Item], precision: str) -> list[SampleTokens]:
+def encode_items(encoder: Encoder, items: Sequence[Item], precision: Precision) -> list[SampleTokens]:
     """Encode one batch of preprocessed samples."""
     encoder.eval()
     device = encoder.placeholder.device
-    inputs = {name: value.to(device) for name, value in encoder.collate([item[2] for item in items]).items()}
-    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16"):
+    inputs = encoder.collate([item[2] for item in items])
+    if device.type == "cuda":  # page-locked memory is copied while the device computes
+        inputs = {name: value.pin_memory() for name, value in inputs.items()}
+    inputs = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+    with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
         tokens, embedded = encoder(inputs)
     native = tokens.float().cpu().numpy()
     valid, maskable = embedded.valid.cpu().numpy(), embedded.maskable.cpu().numpy()
     return [
         SampleTokens(sample_id, digest, native[row][valid[row]], maskable[row][valid[row]])
         for row, (sample_id, digest, _) in enumerate(items)
+    ]
+
+
+def encode_within_memory(encoder: Encoder, items: Sequence[Item], precision: Precision) -> list[SampleTokens]:
+    """As `encode_items`; a batch that the device's memory does not hold is halved until it does.
+
+    Raises:
+        UserError: not even one sample fits.
+    """
+    try:
+        return encode_items(encoder, items, precision)
+    except torch.OutOfMemoryError:
+        if len(items) == 1:
+            raise UserError(
+                f"The memory of {encoder.placeholder.device} does not hold one sample of {encoder.length(items[0][2])} "
+                "tokens. Shorten the values in encoders.<name>, or set extract.precision=bfloat16."
+            ) from None
+    if encoder.placeholder.device.type == "cuda":
+        torch.cuda.empty_cache()
+    half = len(items) // 2
+    return [
+        sample for part in (items[:half], items[half:]) for sample in encode_within_memory(encoder, part, precision)
     ]

@@ -8,12 +8,12 @@ number of processes may extract into one cache at the same time; they share the 
 
 import json
 import shutil
+from collections import Counter
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from rich.console import Console
 
 from cache.errors import CorruptCacheError, StaleCacheError, UserError
@@ -84,6 +84,7 @@ def extract_modality(
     out: Path,
     *,
     replace: bool = False,
+    retry_failed: bool = False,
     engine: Engine = LOCAL,
 ) -> dict[str, Any]:
     """Bring the cache at `out` up to date with the table; returns its counts.
@@ -95,6 +96,7 @@ def extract_modality(
         extract: batch size, precisions, compression, part size.
         out: `<modality>.zarr`.
         replace: remove a cache of another key instead of refusing it (the pipeline's own output).
+        retry_failed: also try samples again whose failure is recorded.
         engine: where it runs; the bytes of a sample are the same.
 
     Raises:
@@ -106,10 +108,11 @@ def extract_modality(
     learned = has_learned(encoder_folder)
     if not learned:
         _warn(f"WARNING: the encoder in {encoder_folder} has random weights; its tokens are only good for tests.")
-    key = cache_key(encoder, encoder_folder, extract.precision, fitted=learned)
+    precision = f"{extract.precision}, compiled" if extract.compile else extract.precision
+    key = cache_key(encoder, encoder_folder, precision, fitted=learned)
     store = _open(out, key, encoder.width, extract, replace)
     wanted = _wanted(table, modality)
-    todo = store.missing_from(wanted)
+    todo = store.missing_from(wanted, retry_failed=retry_failed)
     progress = Progress(modality, len(todo))
     with Claims(out) as claims:
         queue = WorkQueue(store, cut({i: wanted[i] for i in todo}, chunk_samples(extract)), claims)
@@ -118,13 +121,18 @@ def extract_modality(
             if todo:
                 run_ray(job, queue, progress, engine.address, engine.workers)
         else:
-            encoder.to("cuda" if torch.cuda.is_available() else "cpu")
             run_local(Worker(job, table, encoder, store), queue, progress.update)
         store.publish_view(wanted)
-    have = store.places()  # a recorded failure may belong to content that has been repaired since
-    unreadable = sum((i, digest) not in have for i, digest in wanted.items())
+    have = store.places()
+    reasons = Counter(store.failures().values())
     fresh = sum((i, wanted[i]) in have for i in todo)
-    return {"modality": modality, "encoded": fresh, "samples": len(wanted), "unreadable": unreadable}
+    return {
+        "modality": modality,
+        "encoded": fresh,
+        "samples": len(wanted),
+        "unreadable": reasons.total(),
+        "reasons": dict(reasons.most_common()),
+    }
 
 
 def _wanted(table: SamplesTable, modality: str) -> dict[str, str]:

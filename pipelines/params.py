@@ -7,13 +7,14 @@ about the method: it changes stage two and the joint stage only, so that encoder
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from cache.errors import UserError
 from extract.config import EncoderSettings, ExtractSettings, FitSettings, Settings
+from pipelines.settings_file import explain, read_yaml
 from train.config import (
     ComparedSettings,
     EvaluateSettings,
@@ -131,7 +132,9 @@ def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
     Raises:
         UserError: names the file, the key and what is allowed.
     """
-    raw = _read(path)
+    raw = read_yaml(path, f"There is no parameter file {path}. Run from the project's root, or give --params.")
+    if not isinstance(raw, dict):
+        raise UserError(f"{path} must hold the sections {', '.join(sorted(Params.model_fields))}.")
     changes = [_parse(text) for text in overrides]
     for keys, value in changes:  # first: which data set and preset
         _assign(raw, keys, value)
@@ -144,21 +147,9 @@ def load_params(path: Path, overrides: Sequence[str] = ()) -> Params:
     try:
         params = Params.model_validate(merged)
     except ValidationError as error:
-        raise UserError(f"{path}: {'; '.join(_explain(problem) for problem in error.errors())}") from error
+        raise UserError(f"{path}: {explain(error, Params)}") from error
     _cross_check(params, path)
     return params
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"There is no parameter file {path}. Run from the project's root, or give --params.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(raw, dict):
-        raise UserError(f"{path} must hold the sections {', '.join(sorted(Params.model_fields))}.")
-    return raw
 
 
 def _layers(raw: Mapping[str, Any], path: Path) -> list[Overrides]:
@@ -228,48 +219,6 @@ def _assign(target: dict[str, Any], keys: Sequence[str], value: Any) -> None:
         where = f"section '{keys[0]}'" if path else "the file"
         raise UserError(f"--set: unknown key '{last}' in {where}. Known: {', '.join(sorted(target))}.")
     target[last] = value
-
-
-def _explain(problem: Any) -> str:
-    """One problem that pydantic found, in the words of the file."""
-    where = [str(part) for part in problem["loc"]]
-    if problem["type"] == "extra_forbidden":
-        section = f"section '{'.'.join(where[:-1])}'" if where[:-1] else "the file"
-        return f"unknown key '{where[-1]}' in {section}. Known: {_known(where[:-1])}"
-    if problem["type"] == "missing":
-        return f"'{'.'.join(where)}' is missing"
-    return f"{'.'.join(where)}: {problem['msg']} (given: {problem.get('input')!r})"
-
-
-def _known(where: Sequence[str]) -> str:
-    """Return the fields of the settings class that a path leads to, through mappings and tagged unions."""
-    kind: Any = Params
-    for part in where:
-        kind = _inner(kind, part)
-    return ", ".join(sorted(kind.model_fields)) if _is_settings(kind) else "see the settings classes"
-
-
-def _inner(kind: Any, part: str) -> Any:
-    if _is_settings(kind):
-        field = kind.model_fields.get(part)
-        return _without_extras(field.annotation) if field else None
-    if get_origin(kind) is dict:
-        return _without_extras(get_args(kind)[1])
-    for choice in get_args(kind):  # a union of encoder settings: pydantic names the member by its tag
-        tag = getattr(choice, "model_fields", {}).get("type")
-        if tag is not None and part in get_args(tag.annotation):
-            return choice
-    return None
-
-
-def _without_extras(annotation: Any) -> Any:
-    bare = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
-    settings = [choice for choice in get_args(bare) if _is_settings(choice)]
-    return settings[0] if len(settings) == 1 and get_origin(bare) is not dict else bare
-
-
-def _is_settings(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _cross_check(params: Params, path: Path) -> None:

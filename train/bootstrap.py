@@ -82,41 +82,21 @@ def weighted_metrics(probabilities: Array, labels: Array, weights: Array, spec: 
     return compute[spec.kind]()
 
 
-def paired_bootstrap(
-    first: Sequence[Array],
-    second: Sequence[Array],
-    labels: Array,
-    spec: LabelSpec,
-    groups: Array,
-    draws: int,
-    seed: int,
-) -> dict[str, dict[str, Any]]:
-    """Return, per metric, first minus second: each the mean of the metric over its training seeds.
-
-    Args:
-        first: probabilities [N, C] of each training seed.
-        second: the same of the other method.
-        labels: [N] or [N, L].
-        spec: the label.
-        groups: what is resampled, [N]: the samples of one group are drawn together.
-        draws: resamples.
-        seed: of the resamples.
-
-    Returns:
-        `difference` on the test set itself, `low` and `high` (2.5 and 97.5 percentiles), two-sided `p` and the
-        number of `draws` that define the metric. Metrics that the labels do not define are left out.
-    """
-    ours, theirs = (resample_metrics(p, labels, spec, groups, draws, seed) for p in (first, second))
-    return intervals(ours, theirs)
-
-
 def resample_metrics(
     predictions: Sequence[Array], labels: Array, spec: LabelSpec, groups: Array, draws: int, seed: int
 ) -> dict[str, Array]:
     """Return, per metric, its mean over the training seeds, [1 + draws]: on the test set itself, then each resample.
 
-    Arguments as of `paired_bootstrap`. Equal groups and seed give equal resamples, so that the values of several
-    methods, each computed once, can be compared in pairs.
+    Equal groups and seed give equal resamples, so that the values of several methods, each computed once, can be
+    compared in pairs.
+
+    Args:
+        predictions: probabilities [N, C] of each training seed.
+        labels: [N] or [N, L].
+        spec: the label.
+        groups: what is resampled, [N]: the samples of one group are drawn together.
+        draws: resamples.
+        seed: of the resamples.
     """
     blocks = itertools.chain([np.ones((1, len(labels)))], resample_counts(groups, draws, seed))
     values = [_seed_mean(predictions, labels, counts, spec) for counts in blocks]
@@ -124,7 +104,12 @@ def resample_metrics(
 
 
 def intervals(first: dict[str, Array], second: dict[str, Array]) -> dict[str, dict[str, Any]]:
-    """Return first minus second of two `resample_metrics`, with intervals as of `paired_bootstrap`."""
+    """Compare two `resample_metrics` of the same groups and seed: per metric, first minus second.
+
+    Returns:
+        `difference` on the test set itself, `low` and `high` (2.5 and 97.5 percentiles), two-sided `p` and the
+        number of `draws` that define the metric. Metrics that the labels do not define are left out.
+    """
     result = {}
     for name in first:
         point, *values = first[name] - second[name]

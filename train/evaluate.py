@@ -19,7 +19,7 @@ from cache.errors import UserError
 from cache.publish import write_json
 from extract.samples import SamplesTable
 from extract.task import LabelSpec
-from train.bootstrap import paired_bootstrap
+from train.bootstrap import intervals, resample_metrics
 from train.checkpoint import load_checkpoint
 from train.config import EvaluateSettings
 from train.encoded import encoded_bank
@@ -101,21 +101,25 @@ def compare(
     predicted: dict[str, list[Run]] = {}
     for run in runs:
         predicted.setdefault(run.method, []).append(run)
-    result: dict[str, Any] = {}
-    for other in sorted(set(predicted) - {OURS}) if OURS in predicted else ():
-        for name in COMPARED:
-            ours, theirs = ([run.predicted[name] for run in predicted[m]] for m in (OURS, other))
-            rows = np.isfinite(ours[0]).all(-1)
-            result.setdefault(other, {})[name] = paired_bootstrap(
-                [p[rows] for p in ours],
-                [p[rows] for p in theirs],
-                labels[rows],
-                label,
-                groups[rows],
-                settings.bootstrap_draws,
-                settings.mask_seed,
-            )
-    return result
+    if OURS not in predicted:
+        return {}
+    resampled = {}
+    for name in COMPARED:
+        probabilities = {method: [run.predicted[name] for run in own] for method, own in predicted.items()}
+        resampled[name] = _resample(probabilities, labels, groups, label, settings)
+    others = sorted(set(predicted) - {OURS})
+    return {
+        other: {name: intervals(values[OURS], values[other]) for name, values in resampled.items()} for other in others
+    }
+
+
+def _resample(
+    predicted: Mapping[str, Sequence[Array]], labels: Array, groups: Array, label: LabelSpec, settings: EvaluateSettings
+) -> dict[str, dict[str, Array]]:
+    """Return the resampled metrics of every method, each computed once, over the samples that have a prediction."""
+    rows = np.isfinite(predicted[OURS][0]).all(-1)
+    about = labels[rows], label, groups[rows], settings.bootstrap_draws, settings.mask_seed
+    return {method: resample_metrics([p[rows] for p in own], *about) for method, own in predicted.items()}
 
 
 def _predict_all(

@@ -33,7 +33,6 @@ from train.scoring import predict_bank, selection_metrics
 from train.shares import SharedBatch, gather_share, whole_share
 
 __all__ = ["load_banks", "open_stores", "predict_bank", "selection_metrics", "token_keys", "train_method"]
-SPLITS = ("train", "valid", "test")
 SECONDS = "seconds.json"
 """Beside the checkpoint, not in it: equal runs make equal checkpoints."""
 
@@ -50,15 +49,13 @@ def open_stores(
     return {name: TokenStore.open(token_root / f"{name}.zarr") for name in names}
 
 
-def require_current(
-    table: SamplesTable, token_root: Path, encoders: Mapping[str, Path], modalities: Sequence[str] | None = None
-) -> None:
+def require_current(stores: Mapping[str, TokenStore], encoders: Mapping[str, Path]) -> None:
     """Compare the tokens with the fitted encoders that are here; a checkout may have none.
 
     Raises:
         StaleCacheError: a cache holds the tokens of other weights.
     """
-    for name, store in open_stores(table, token_root, modalities).items():
+    for name, store in stores.items():
         weights = encoders[name] / "model.safetensors"
         if weights.is_file() and file_sha256(weights) != store.key.weights_sha256:
             raise StaleCacheError(
@@ -69,23 +66,21 @@ def require_current(
 
 def load_banks(
     table: SamplesTable,
-    token_root: Path,
+    stores: Mapping[str, TokenStore],
+    splits: Sequence[str],
+    memory_gb: float | None,
     device: torch.device | str = "cpu",
-    modalities: Sequence[str] | None = None,
-    splits: Sequence[str] = SPLITS,
-    memory_gb: float | None = None,
 ) -> dict[str, CachedBank]:
     """Open one bank per split, aligned with `table.ids(split)`; streaming if the tokens exceed `memory_gb`."""
-    stores = open_stores(table, token_root, modalities)
     samples = {split: (table.ids(split), table.labels(split)) for split in splits}
     return open_banks(stores, samples, device, None if memory_gb is None else int(memory_gb * 1e9))
 
 
-def token_keys(table: SamplesTable, token_root: Path, modalities: Sequence[str] | None = None) -> dict[str, Any]:
+def token_keys(stores: Mapping[str, TokenStore]) -> dict[str, Any]:
     """Return, per modality, the cache key and the content digest of its store: the `token_keys` of `train_method`."""
     return {
         name: {"key": store.key.model_dump(mode="json"), "content": store.content_digest()}
-        for name, store in open_stores(table, token_root, modalities).items()
+        for name, store in stores.items()
     }
 
 

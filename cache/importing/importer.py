@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 
-from cache.contents import PART_BYTES, Identity
 from cache.errors import UserError
 from cache.importing.arrays import read_npy, read_npz
 from cache.importing.hdf5 import read_hdf5
@@ -24,6 +23,7 @@ from cache.importing.safetensors import read_safetensors
 from cache.key import CacheKey
 from cache.manifest import read_failures, read_view
 from cache.parts import SampleTokens
+from cache.places import Identity
 from cache.precision import token_bytes
 from cache.publish import file_sha256, fingerprint
 from cache.store import TokenStore
@@ -58,7 +58,7 @@ class _Pending:
 
 
 def import_tokens(
-    source: Path, form: str, layout: Layout, into: Path, encoder: str, dtype: str, part_bytes: int = PART_BYTES
+    source: Path, form: str, layout: Layout, into: Path, encoder: str, dtype: str, part_bytes: float
 ) -> ImportReport:
     """Import a file or folder.
 
@@ -69,7 +69,7 @@ def import_tokens(
         into: cache to make, or one that an earlier import of the same source has begun.
         encoder: what made the tokens, for the key.
         dtype: stored type.
-        part_bytes: tokens per part.
+        part_bytes: bytes of a full part's tokens, as stored.
 
     Raises:
         UserError: unknown format, unreadable source, an id twice with other values, or not one usable sample.
@@ -92,16 +92,7 @@ def import_tokens(
 
 def imported_key(source: Path, form: str, layout: Layout, encoder: str) -> CacheKey:
     """Return the key of tokens that this source holds; reads it once."""
-    return CacheKey(
-        encoder=encoder,
-        options={"imported": True, "format": form, "key": layout.key, "ids": layout.ids},
-        weights_sha256=source_digest(source),
-        preprocessing={},
-        precision="imported",
-        libraries={},
-        layout={},
-        pretrained_or_fitted=True,
-    )
+    return CacheKey.imported(encoder, source_digest(source), format=form, key=layout.key, ids=layout.ids)
 
 
 def source_digest(source: Path) -> str:
@@ -115,7 +106,7 @@ def source_digest(source: Path) -> str:
 class _Import:
     """An import under way; the first usable sample decides the width of a new cache."""
 
-    def __init__(self, key: CacheKey, into: Path, dtype: str, part_bytes: int) -> None:
+    def __init__(self, key: CacheKey, into: Path, dtype: str, part_bytes: float) -> None:
         self.key, self.into, self.dtype, self.part_bytes = key, into, dtype, part_bytes
         self.store: TokenStore | None = None
         self.known: set[Identity] = set()

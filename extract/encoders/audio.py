@@ -87,6 +87,10 @@ class AudioEncoder(Encoder):
         """Recompute blocks in the backward pass."""
         self.transformer.checkpointing = enabled
 
+    def length(self, item: dict[str, np.ndarray]) -> int:
+        """Return the number of groups of frames."""
+        return -(-len(item["frames"]) // self.settings.frames_per_token)
+
     def token_spans(self, value: Waveform) -> list[tuple[float, ...]]:
         """(start, end) in seconds."""
         frames = len(self.preprocess(value)["frames"])

@@ -81,6 +81,10 @@ class Encoder(nn.Module, ABC):
     def token_spans(self, value: Any) -> list[tuple[float, ...]]:
         """Return the part of the input behind each token: pixel boxes, character spans, or (start, end)."""
 
+    def length(self, item: dict[str, np.ndarray]) -> int:
+        """Return the tokens of a preprocessed value, by which batches are formed; by default one per array row."""
+        return len(next(iter(item.values())))
+
     def encode_masked(self, embedded: Embedded, mask: Tensor) -> Tensor:
         """Encode X (1 - M) + V M (eq. 5); differentiable in `mask` [B, T], in V and in the inputs."""
         weight = mask.to(embedded.tokens.dtype)[:, :, None]

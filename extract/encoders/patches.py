@@ -102,6 +102,11 @@ class PatchEncoder(Encoder):
             "layout": {"kind": "grid", "rows": side, "columns": side},
         }
 
+    def length(self, item: dict[str, np.ndarray]) -> int:
+        """Return the number of patches."""
+        side = self.settings.image_size // self.settings.patch_size
+        return side * side
+
     def token_spans(self, value: Image.Image) -> list[tuple[float, ...]]:
         """Pixel boxes (x0, y0, x1, y1) in the preprocessed image."""
         size = float(self.settings.patch_size)

@@ -116,6 +116,10 @@ class TimeSeriesEncoder(Encoder):
         """Recompute blocks in the backward pass."""
         self.transformer.checkpointing = enabled
 
+    def length(self, item: dict[str, np.ndarray]) -> int:
+        """Return the number of groups of bins."""
+        return -(-len(item["values"]) // self.settings.bins_per_token)
+
     def token_spans(self, value: TimeSeries) -> list[tuple[float, ...]]:
         """(first bin, last bin + 1) of each token, counted from the start of the whole series."""
         bins, size = len(value.values), self.settings.bins_per_token

@@ -96,6 +96,10 @@ class Wav2Vec2Encoder(Encoder):
         """Recompute blocks in the backward pass."""
         pretrained.set_checkpointing(self.trunk, enabled)
 
+    def length(self, item: dict[str, np.ndarray]) -> int:
+        """Return the number of frames."""
+        return self._frames(len(item["samples"]))
+
     def token_spans(self, value: Waveform) -> list[tuple[float, ...]]:
         """(start, end) in seconds of what each frame sees; neighbours overlap."""
         count, rate = self._frames(len(self.preprocess(value)["samples"])), self.settings.sample_rate_hz

@@ -1,4 +1,4 @@
-"""A line every few seconds: samples, rate, time left."""
+"""A line every few seconds: samples, rates, time left."""
 
 import time
 
@@ -11,20 +11,21 @@ class Progress:
     EVERY_S = 5.0
 
     def __init__(self, modality: str, total: int) -> None:
-        self.modality, self.total, self.done = modality, total, 0
+        self.modality, self.total, self.done, self.tokens = modality, total, 0, 0
         self.started = self.last = time.monotonic()
         self.console = Console(stderr=True)
 
-    def update(self, count: int) -> None:
-        """Count samples and print when it is time, or at the end."""
+    def update(self, count: int, tokens: int) -> None:
+        """Count samples and their tokens, and print when it is time, or at the end."""
         self.done += count
+        self.tokens += tokens
         now = time.monotonic()
         if not count or (now - self.last < self.EVERY_S and self.done < self.total):
             return
         self.last = now
-        rate = self.done / max(now - self.started, 1e-9)
+        rate, token_rate = (value / max(now - self.started, 1e-9) for value in (self.done, self.tokens))
         left = (self.total - self.done) / max(rate, 1e-9)
-        self.say(f"{self.done}/{self.total} samples, {rate:.0f}/s, about {left:.0f} s left")
+        self.say(f"{self.done}/{self.total} samples, {rate:.3g}/s, {token_rate:.0f} tokens/s, about {left:.0f} s left")
 
     def say(self, text: str) -> None:
         """Print a line of this extraction."""

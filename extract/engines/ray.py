@@ -24,15 +24,18 @@ class EncodingActor:
 
     def __init__(self, job: Job) -> None:
         self.worker = Worker.load(job)
+        self.preparation = self.worker.preparation().__enter__()  # its processes end with the actor's
 
-    def encode(self, chunk: Chunk) -> tuple[int, bool, str | None]:
-        """Encode a chunk: (samples, whether everything held was published, its part)."""
-        full = self.worker.encode(chunk, lambda count: None)
-        return len(chunk.samples), full, self.worker.publish() if full else None
+    def encode(self, chunk: Chunk) -> tuple[int, int, bool, str | None]:
+        """Encode a chunk: (samples, tokens, whether everything held was published, its part)."""
+        before = self.worker.held_tokens
+        full = self.worker.encode(self.preparation.begin(chunk), lambda samples, tokens: None)
+        tokens = self.worker.held_tokens - before
+        return len(chunk.samples), tokens, full, self.worker.publish() if full else None
 
-    def publish(self) -> tuple[int, bool, str | None]:
+    def publish(self) -> tuple[int, int, bool, str | None]:
         """Publish what is held."""
-        return 0, True, self.worker.publish()
+        return 0, 0, True, self.worker.publish()
 
 
 @dataclass
@@ -83,7 +86,7 @@ class Pool:
     def _collect(self, answer: Any) -> None:
         seat = self.running.pop(answer)
         try:
-            count, published, part = self.ray.get(answer)
+            count, tokens, published, part = self.ray.get(answer)
         except self.ray.exceptions.RayTaskError as error:
             raise error.cause if isinstance(error.cause, UserError) else error from None
         except self.ray.exceptions.RayActorError:
@@ -95,7 +98,7 @@ class Pool:
             self.queue.published(seat.held, part)
             seat.held = []
         self.idle.append(seat)
-        self.progress.update(count)
+        self.progress.update(count, tokens)
 
     def _replace(self, seat: _Seat) -> None:
         """Let other actors do what a lost one had not published."""

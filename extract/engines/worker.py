@@ -5,11 +5,11 @@ copying, pushing and opening a cache cost; a bound on the time keeps small what 
 Memory is that of one part in float32. What a worker holds when it dies is encoded again by another.
 """
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,10 +19,9 @@ from cache.store import TokenStore
 from extract.config import ExtractSettings
 from extract.encoders.base import Encoder
 from extract.encoders.registry import load_encoder
-from extract.encoding import Item, encode_items
-from extract.engines.chunks import Chunk
+from extract.encoding import Item, batches, encode_within_memory, require_precision
+from extract.engines.preparing import Preparation, Prepared, Reader
 from extract.samples import SamplesTable
-from extract.values import UnreadableValue, read_value
 
 
 @dataclass(frozen=True)
@@ -47,34 +46,44 @@ class Worker:
     """Encodes chunks and publishes them as parts."""
 
     def __init__(self, job: Job, table: SamplesTable, encoder: Encoder, store: TokenStore) -> None:
-        self.job, self.table, self.encoder, self.store = job, table, encoder, store
-        self.row_of = {str(i): row for row, i in enumerate(table.frame["sample_id"])}
+        self.job, self.encoder, self.store = job, encoder, store
+        self.reader = Reader.of(table, job.modality, encoder)  # before the encoder is compiled or moved
+        require_precision(job.extract.precision, device())
+        encoder.to(device())
+        if job.extract.compile:
+            encoder.encode = torch.compile(encoder.encode, dynamic=True)  # type: ignore[method-assign]
         self._clear()
 
     @classmethod
     def load(cls, job: Job) -> "Worker":
         """Load table, encoder and cache from their folders."""
-        encoder = load_encoder(job.encoder)
-        encoder.to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(job, SamplesTable.read(job.samples), encoder, TokenStore.open(job.out))
+        return cls(job, SamplesTable.read(job.samples), load_encoder(job.encoder), TokenStore.open(job.out))
 
-    def encode(self, chunk: Chunk, progress: Callable[[int], None]) -> bool:
+    def preparation(self) -> Preparation:
+        """Return what prepares chunks for `encode`, to be used in a `with`."""
+        return Preparation(self.reader, self.job.extract.workers)
+
+    def encode(self, prepared: Iterable[Prepared], progress: Callable[[int, int], None]) -> bool:
         """Encode a chunk; True when `publish` is due: another chunk of this size would not fit, or time is up.
 
         Args:
-            chunk: samples of the table.
-            progress: is told the number of samples after each batch.
+            prepared: what `Preparation.begin` gives for the chunk.
+            progress: is told the number of samples and of tokens after each batch.
         """
-        items = self._preprocessed(chunk)
-        progress(len(chunk.samples) - len(items))
+        items: list[Item] = []
+        for ready, failures in prepared:
+            items += ready
+            self.failures |= failures
+            progress(len(failures), 0)
         extract, before = self.job.extract, self.held_tokens
-        for start in range(0, len(items), extract.batch_size):
-            encoded = encode_items(self.encoder, items[start : start + extract.batch_size], extract.precision)
+        for batch in batches(self.encoder, items, extract.batch_size, extract.batch_tokens):
+            encoded = encode_within_memory(self.encoder, batch, extract.precision)
+            tokens = sum(len(sample.tokens) for sample in encoded)
             self.encoded += encoded
-            self.held_tokens += sum(len(sample.tokens) for sample in encoded)
-            progress(len(encoded))
+            self.held_tokens += tokens
+            progress(len(encoded), tokens)
         next_size = (2 * self.held_tokens - before) * token_bytes(self.store.width, self.store.dtype)
-        return next_size > extract.part_megabytes * 1e6 or time.monotonic() - self.since > extract.part_minutes * 60
+        return next_size > extract.part_bytes or time.monotonic() - self.since > extract.part_minutes * 60
 
     def publish(self) -> str | None:
         """Publish what is held as one part; returns its id, None if there was nothing."""
@@ -88,14 +97,9 @@ class Worker:
         self.failures: dict[str, tuple[str, str]] = {}
         self.held_tokens, self.since = 0, time.monotonic()
 
-    def _preprocessed(self, chunk: Chunk) -> list[Item]:
-        """Values of similar length side by side, so that little is spent on padding."""
-        items: list[Item] = []
-        for sample_id, digest in chunk.samples.items():
-            row: Any = self.table.frame.iloc[self.row_of[sample_id]]
-            try:
-                value = self.encoder.preprocess(read_value(self.table, row, self.job.modality))
-                items.append((sample_id, digest, value))
-            except UnreadableValue as error:
-                self.failures[sample_id] = (digest, str(error))
-        return sorted(items, key=lambda item: len(next(iter(item[2].values()))))
+
+def device() -> torch.device:
+    """Return where this process encodes: under `torchrun` the GPU of its local rank."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())

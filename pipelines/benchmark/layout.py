@@ -71,6 +71,19 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def search_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return what the search tried as Markdown: a row a point, what each entry got on validation, its best in bold."""
+    entries = list(dict.fromkeys((row["variant"], row["method"]) for row in rows))
+    found = {(row["variant"], row["method"], row["point"]): row for row in rows}
+    heads = [f"{variant}/{method}" for variant, method in entries]
+    lines = [f"| settings | {' | '.join(heads)} |", f"|---|{'---|' * len(entries)}"]
+    for point in sorted({row["point"] for row in rows}):
+        own = [found[*entry, point] for entry in entries]
+        shown = [f"**{row['validation']:.4f}**" if row["chosen"] else f"{row['validation']:.4f}" for row in own]
+        lines.append(f"| {own[0]['changes'] or 'as in params.yaml'} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
 def _body(cells: Cells, columns: Columns, plus_minus: str, bold: Callable[[str], str]) -> dict[str, list[str]]:
     best = {column: _best(cells, column) for column in columns}
     rows = {}

@@ -33,7 +33,13 @@ Cells = dict[str, dict[tuple[str, str], dict[str, float | None]]]
 
 
 def write_report(
-    suite: Suite, name: str, finished: Sequence[Finished], table: SamplesTable, unfinished: Sequence[str], out: Path
+    suite: Suite,
+    name: str,
+    finished: Sequence[Finished],
+    table: SamplesTable,
+    unfinished: Sequence[str],
+    settings: Sequence[Mapping[str, Any]],
+    out: Path,
 ) -> Cells:
     """Write every file of the suite to `out`; returns the cells of the main table.
 
@@ -43,6 +49,7 @@ def write_report(
         finished: at least one run.
         table: the whole samples table.
         unfinished: names of runs that are left out of all figures.
+        settings: what the suite's search tried, a row a point and entry; empty without a search.
         out: folder.
     """
     frame = tidy(name, finished, table.info.label)
@@ -55,6 +62,9 @@ def write_report(
     cells = summaries(suite, finished, frame)
     columns = [(scenario, metric) for scenario, metrics in suite.columns.items() for metric in metrics]
     page = _page(suite, name, cells, columns, compared, table, unfinished)
+    if settings:
+        write_csv(out / "search.csv", settings)
+        page += f"\n## Settings chosen on validation\n\n{layout.search_table(settings)}\n"
     write_bytes(out / "table.md", page.encode())
     write_bytes(out / "table.tex", f"{layout.latex(cells, columns)}\n".encode())
     return cells

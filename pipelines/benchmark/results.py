@@ -8,6 +8,7 @@ with it a hard one; its p-value is not corrected for that choice, nor for the nu
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from extract.metrics import monitor_name
 from extract.samples import SamplesTable
 from extract.task import LabelSpec
 from pipelines.benchmark.run import Stored
-from pipelines.benchmark.suite import BenchmarkRun, Suite
+from pipelines.benchmark.suite import BenchmarkRun, Suite, resolve
 from train.bootstrap import intervals, resample_metrics
 from train.config import EvaluateSettings
 from train.nested import counterintuitive_rate
@@ -110,11 +111,11 @@ def scenario_of(name: str, modalities: Sequence[str]) -> str:
     return f"pattern_{'+'.join(modalities)}" if name == "complete" else name
 
 
-def require_columns(suite: Suite, runs: Sequence[BenchmarkRun]) -> None:
+def require_columns(suite: Suite, params: Path, overrides: Sequence[str]) -> None:
     """Raise UserError, before anything runs, for a column that no variant has."""
     known: dict[str, None] = {}
-    for run in runs:
-        names, rates = run.params.dataset.modalities, run.params.evaluate.missing_rates
+    for chosen in resolve(suite, params, overrides).values():
+        names, rates = chosen.dataset.modalities, chosen.evaluate.missing_rates
         known |= {s.name: None for s in build_scenarios([], np.ones((0, len(names)), bool), names, 0, rates)}
     absent = [name for name in suite.columns if name != "complete" and name not in known]
     if absent:

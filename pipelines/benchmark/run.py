@@ -21,10 +21,11 @@ from cache.publish import fingerprint, replacing
 from cache.streaming import CachedBank
 from extract.samples import SamplesTable
 from pipelines.benchmark.suite import BenchmarkRun, Training
+from pipelines.training import current_stores, train_run
 from train.checkpoint import load_checkpoint
 from train.scenarios import build_scenarios
 from train.scored import predict_scenarios, require_match
-from train.stage import load_banks, open_stores, require_current, token_keys, train_method
+from train.stage import load_banks, open_stores, token_keys
 
 Array = np.ndarray
 PREDICTIONS = "predictions.npz"
@@ -51,28 +52,14 @@ def execute(run: BenchmarkRun) -> None:
     Raises:
         UserError: tokens or settings do not allow it.
     """
-    names, root, samples = run.params.dataset.modalities, run.params.tokens, run.params.samples
-    table = training_table(_whole(samples.resolve()).select(names), run.training)
-    folders = {name: run.params.encoder_folder(name) for name in names}
-    require_current(table, root, folders, names)
-    keys = token_keys(table, root, names)
-    memory = run.params.train.memory_gb
-    banks = _banks(samples.resolve(), root.resolve(), names, run.training, memory, fingerprint(keys))
-    train_method(
-        run.method,
-        run.seed,
-        banks,
-        table.info.label,
-        run.params.model,
-        run.params.method_settings(run.method),
-        run.params.train.model_copy(update={"methods": (run.method,)}),
-        run.folder,
-        keys,
-        sample_ids={split: table.ids(split) for split in ("train", "valid")},
-        encoders=folders,
-        modalities=table.info.modalities,
-    )
-    _predict(run, table, banks["test"], keys)
+    names, root, samples = run.params.dataset.modalities, run.params.tokens.resolve(), run.params.samples.resolve()
+    table = training_table(_whole(samples).select(names), run.training)
+    stores = current_stores(run.params, table)
+    keys = token_keys(stores)
+    banks = _banks(samples, root, names, run.training, run.params.train.memory_gb, fingerprint(keys))
+    train_run(run.params, run.method, run.seed, table, stores, banks, run.folder)
+    if not run.searching:
+        _predict(run, table, banks["test"], keys)
 
 
 def training_table(table: SamplesTable, training: Training) -> SamplesTable:
@@ -97,8 +84,9 @@ def _banks(
 ) -> dict[str, CachedBank]:
     """Tokens that consecutive runs of a process share."""
     table = training_table(_whole(samples).select(names), training)
-    learnt = load_banks(table, root, modalities=names, splits=("train", "valid"), memory_gb=memory_gb)
-    return learnt | load_banks(table, root, modalities=names, splits=("test",), memory_gb=memory_gb)
+    stores = open_stores(table, root, names)
+    learnt = load_banks(table, stores, ("train", "valid"), memory_gb)
+    return learnt | load_banks(table, stores, ("test",), memory_gb)
 
 
 def _predict(run: BenchmarkRun, table: SamplesTable, bank: CachedBank, keys: Mapping[str, Any]) -> None:
@@ -151,9 +139,17 @@ def read_predictions(folder: Path) -> Stored | None:
 
 def finished(run: BenchmarkRun, keys: Mapping[str, Any], table: SamplesTable) -> Stored | None:
     """Return the predictions of a run that is done with just these settings and tokens; opens no tokens."""
+    if not is_trained(run, keys, table):
+        return None
+    stored = read_predictions(run.folder)
+    return stored if stored and stored.fingerprint == prediction_fingerprint(run, table, keys) else None
+
+
+def is_trained(run: BenchmarkRun, keys: Mapping[str, Any], table: SamplesTable) -> bool:
+    """Tell whether a run's checkpoint has just these settings and tokens; opens no tokens."""
     config = run.folder / "config.json"
     if not config.is_file():
-        return None
+        return False
     held, own = json.loads(config.read_text()), run.params.method_settings(run.method)
     wanted = {
         "seed": run.seed,
@@ -161,14 +157,12 @@ def finished(run: BenchmarkRun, keys: Mapping[str, Any], table: SamplesTable) ->
         "options": own.model_dump(mode="json") if own else {},
         "tokens": dict(keys),
     }
-    if held["spec"]["label"] != table.info.label.model_dump(mode="json"):
-        return None
     train = run.params.train.model_dump(mode="json", exclude=UNRELATED)
-    same_loop = {key: held["train"].get(key) for key in train} == train
-    if not same_loop or any(held.get(key) != value for key, value in wanted.items()):
-        return None
-    stored = read_predictions(run.folder)
-    return stored if stored and stored.fingerprint == prediction_fingerprint(run, table, keys) else None
+    return (
+        held["spec"]["label"] == table.info.label.model_dump(mode="json")
+        and {key: held["train"].get(key) for key in train} == train
+        and all(held.get(key) == value for key, value in wanted.items())
+    )
 
 
 def _is_stored(folder: Path, wanted: str) -> bool:
@@ -178,7 +172,7 @@ def _is_stored(folder: Path, wanted: str) -> bool:
 
 def memory_bytes(run: BenchmarkRun) -> int:
     """Return what the tokens of a run take in memory at most."""
-    stores = open_stores(SamplesTable.read(run.params.samples), run.params.tokens, run.params.dataset.modalities)
+    stores = open_stores(_whole(run.params.samples.resolve()), run.params.tokens, run.params.dataset.modalities)
     sizes = [(entry["tokens"], token_bytes(s.width, s.dtype)) for s in stores.values() for entry in s.entries()]
     whole = sum(int(tokens) * size for tokens, size in sizes)
     budget = run.params.train.memory_gb

@@ -5,17 +5,17 @@ variant is a list of `section.key=value`, merged as `--set` does; it may change 
 is tested on.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
 from cache.errors import UserError
 from extract.config import Settings
 from pipelines.params import PRESET_SECTIONS, Params, load_params
+from pipelines.settings_file import explain, read_yaml
 from train.config import MethodName
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
@@ -23,6 +23,15 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.+-]*$")]
 Training = Literal["natural", "complete"]
 ALLOWED = (*PRESET_SECTIONS, "preset", "dataset.modalities")
 REFUSED = ("joint", "train.methods")
+
+
+class Search(Settings):
+    """Settings that every method may choose from, by its own validation figure: the same budget for all."""
+
+    seed: Annotated[int, Field(ge=0)]
+    """Training seed of the search."""
+    points: tuple[tuple[str, ...], ...] = Field(min_length=1)
+    """Each a list of changes of params.yaml, as a variant's."""
 
 
 class Suite(Settings):
@@ -34,6 +43,8 @@ class Suite(Settings):
     """Name to changes of params.yaml."""
     training: Training
     """Training samples: all of them, or those that have every modality (missing values at test time only)."""
+    search: Search | None
+    """None: every method runs with the settings of params.yaml."""
     reference: str
     """The entry that is compared with each other one: a method, a variant, or `<variant>/<method>` (see `entry`)."""
     columns: dict[str, tuple[str, ...]] = Field(min_length=1)
@@ -59,10 +70,12 @@ class Suite(Settings):
                 raise ValueError(f"{name} must name each once")
         if self.reference not in self.entries:
             raise ValueError(f"reference must be one of {', '.join(self.entries)}")
-        for changes in self.variants.values():
+        for changes in (*self.variants.values(), *(self.search.points if self.search else ())):
             for change in changes:
                 if not _is_allowed(change.partition("=")[0]):
-                    raise ValueError(f"a variant must not change '{change}'; it may change {', '.join(ALLOWED)}")
+                    raise ValueError(
+                        f"a variant or search point must not change '{change}'; it may change {', '.join(ALLOWED)}"
+                    )
         return self
 
 
@@ -76,11 +89,13 @@ class BenchmarkRun:
     params: Params
     training: Training
     folder: Path
+    searching: bool = False
+    """Trained to choose settings: the test split is not predicted."""
 
     @property
     def name(self) -> str:
         """How reports call it."""
-        return f"{self.variant}/{self.method}/seed{self.seed}"
+        return f"{self.variant}/{self.method}/{self.folder.name if self.searching else f'seed{self.seed}'}"
 
 
 def read_suite(path: Path) -> Suite:
@@ -89,38 +104,46 @@ def read_suite(path: Path) -> Suite:
     Raises:
         UserError: names the file, the key and what is allowed.
     """
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except OSError as error:
-        raise UserError(f"There is no suite file {path}. Those of this project are in suites/.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
+    raw = read_yaml(path, f"There is no suite file {path}. Those of this project are in suites/.")
     try:
         return Suite.model_validate(raw)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors())
-        raise UserError(f"{path}: {problems}. Keys: {', '.join(Suite.model_fields)}.") from error
+        raise UserError(f"{path}: {explain(error, Suite)}. Keys: {', '.join(Suite.model_fields)}.") from error
 
 
 def plan(suite: Suite, params: Path, overrides: Sequence[str], out: Path) -> list[BenchmarkRun]:
-    """Return every run, with parameters resolved now, so that a file that changes meanwhile changes no run.
+    """Return every run of a suite without a search, parameters resolved now: a file that changes changes no run.
 
     Raises:
         UserError: a variant does not fit params.yaml.
     """
-    return list(_plan(suite, params, overrides, out))
+    return [
+        BenchmarkRun(variant, method, seed, chosen, suite.training, out / variant / method / f"seed{seed}")
+        for variant, chosen in resolve(suite, params, overrides).items()
+        for method in suite.methods
+        for seed in suite.seeds
+    ]
 
 
-def _plan(suite: Suite, params: Path, overrides: Sequence[str], out: Path) -> Iterator[BenchmarkRun]:
+def expected_runs(suite: Suite) -> list[str]:
+    """Return the name of every run whose figures the tables show."""
+    return [f"{v}/{m}/seed{seed}" for v in suite.variants for m in suite.methods for seed in suite.seeds]
+
+
+def resolve(suite: Suite, params: Path, overrides: Sequence[str], point: Sequence[str] = ()) -> dict[str, Params]:
+    """Return the parameters of every variant.
+
+    Raises:
+        UserError: a variant, or the point of a search, does not fit params.yaml.
+    """
+    found = {}
     for variant, changes in suite.variants.items():
         try:
-            chosen = load_params(params, [*overrides, *changes])
+            found[variant] = load_params(params, [*overrides, *changes, *point])
         except UserError as error:
-            raise UserError(f"variant '{variant}': {error}") from error
-        for method in suite.methods:
-            for seed in suite.seeds:
-                folder = out / variant / method / f"seed{seed}"
-                yield BenchmarkRun(variant, method, seed, chosen, suite.training, folder)
+            where = f", search point {list(point)}" if point else ""
+            raise UserError(f"variant '{variant}'{where}: {error}") from error
+    return found
 
 
 def _is_allowed(key: str) -> bool:
@@ -128,11 +151,3 @@ def _is_allowed(key: str) -> bool:
         return any(key == name or key.startswith(f"{name}.") for name in names)
 
     return below(ALLOWED) and not below(REFUSED)
-
-
-def _explain(problem: object) -> str:
-    assert isinstance(problem, dict)
-    where = ".".join(str(part) for part in problem["loc"])
-    if problem["type"] == "extra_forbidden":
-        return f"unknown key '{where}'"
-    return f"{where}: {problem['msg']}" if where else str(problem["msg"])

@@ -1,9 +1,9 @@
 """Processes that share the runs of a suite, one thread each.
 
 A worker takes one run after another, so that tokens are loaded once, and all start from a server that has imported
-torch. A run that fails by a
-mistake in the input costs its worker nothing; anything else (a bug, a kill for memory) ends the worker, whose traceback
-is on standard error, and a fresh one takes the next run. Workers leave when this process does.
+torch. A run that fails by a mistake in the input costs its worker nothing; anything else (a bug, a kill for memory)
+ends the worker, whose traceback is on standard error, and a fresh one takes the next run. Workers leave when this
+process does.
 """
 
 import os

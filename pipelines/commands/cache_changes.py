@@ -17,6 +17,8 @@ def merge(
     view: Annotated[
         bool | None, typer.Option("--view/--no-view", help="Declare the union complete; default: if all of them are.")
     ] = None,
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
     """Unite caches with the same key; parts are shared or copied, never moved."""
@@ -25,7 +27,7 @@ def merge(
     from cache.merge import merge as run
     from cache.store import TokenStore
 
-    report = run([TokenStore.open(path) for path in sources], into, prefer, view)
+    report = run([TokenStore.open(path) for path in sources], into, _part_bytes(params, overrides), prefer, view)
     text = (
         f"wrote {into}: {report.parts_copied} parts copied ({report.samples_copied} samples), "
         f"{report.samples_rewritten} samples rewritten, {report.failures} failures; "
@@ -42,16 +44,18 @@ def compact(
     now: Annotated[
         bool, typer.Option("--now", help="Nobody else uses the cache: remove replaced parts at once, not after a day.")
     ] = False,
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Rewrite small or partly dead parts into big ones."""
+    """Rewrite small or partly dead parts into big ones, of extract.part_megabytes."""
     from dataclasses import asdict
 
     from cache.compact import compact as run
     from cache.store import TokenStore
     from cache.summary import readable_bytes
 
-    report = run(TokenStore.open(path), drop_dead, now)
+    report = run(TokenStore.open(path), _part_bytes(params, overrides), drop_dead, now)
     saved = report.bytes_replaced - report.bytes_written
     text = (
         f"wrote {path}: {report.parts_before} parts are now {report.parts_after}, {report.rewritten} samples "
@@ -86,8 +90,8 @@ def import_(
     from cache.importing.raw import Layout
     from pipelines.params import load_params
 
-    dtype = load_params(params, overrides or []).extract.dtype
-    report = import_tokens(source, form, Layout(key, ids), into, encoder, dtype)
+    extract = load_params(params, overrides or []).extract
+    report = import_tokens(source, form, Layout(key, ids), into, encoder, extract.dtype, extract.part_bytes)
     failed = "".join(f"; {count} failed: {reason}" for reason, count in report.failed.items())
     text = f"wrote {into}: {report.added} samples added, {report.samples} in all{failed}"
     show({"into": str(into), **asdict(report)}, as_json, text)
@@ -111,3 +115,9 @@ def export(
         as_json,
         f"wrote {out}: {samples} samples, {readable_bytes(size)}",
     )
+
+
+def _part_bytes(params: Path, overrides: list[str] | None) -> float:
+    from pipelines.params import load_params
+
+    return load_params(params, overrides or []).extract.part_bytes

@@ -4,12 +4,9 @@ from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import PARAMS, Overrides, ParamsFile, load_inputs
+from pipelines.commands.options import PARAMS, AsJson, Overrides, ParamsFile, load_inputs, show
 
 Modality = Annotated[str, typer.Argument(help="Modality of the samples table.")]
-EngineName = Annotated[str, typer.Option("--engine", help="local: this process. ray: actors of a Ray cluster.")]
-Address = Annotated[str | None, typer.Option("--address", help="Running Ray cluster; default: start one here.")]
-Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Ray actors; default: one a GPU, else a CPU.")]
 ENCODER_SEED = 0  # encoders and tokens are shared by all training seeds
 
 
@@ -33,8 +30,12 @@ def extract(
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Ray actors; default: one a GPU or CPU.")
     ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Also try samples again that could not be read before.")
+    ] = False,
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Run a fitted encoder over every sample and cache its tokens."""
     from extract.extraction import choose_engine, extract_modality
@@ -43,6 +44,9 @@ def extract(
     chosen.encoder(modality)  # an unknown name fails here, with the known ones
     out, folder = chosen.tokens / f"{modality}.zarr", chosen.encoder_folder(modality)
     where = choose_engine(engine, address, workers)
-    result = extract_modality(table, modality, folder, chosen.extract, out, replace=True, engine=where)
+    result = extract_modality(
+        table, modality, folder, chosen.extract, out, replace=True, retry_failed=retry_failed, engine=where
+    )
     counts = f"{result['samples']} samples, {result['encoded']} of them new, {result['unreadable']} unreadable"
-    typer.echo(f"wrote {out}: {counts}")
+    reasons = [f"  {count} x {reason}" for reason, count in result["reasons"].items()]
+    show({"out": str(out), **result}, as_json, "\n".join([f"wrote {out}: {counts}", *reasons]))

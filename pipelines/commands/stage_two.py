@@ -24,35 +24,18 @@ def train(
 
     from cache.errors import UserError
     from extract.ranks import join_ranks
+    from pipelines.training import current_stores, train_run
     from train.config import MethodName
-    from train.stage import load_banks, require_current, token_keys, train_method
+    from train.stage import load_banks
 
     if method not in get_args(MethodName):
         raise UserError(f"Method '{method}' is unknown. Known: {', '.join(get_args(MethodName))}.")
     chosen, table = load_inputs(params, overrides)
-    names = chosen.dataset.modalities
     out = chosen.models / method / f"seed{seed}"
-    folders = {name: chosen.encoder_folder(name) for name in names}
-    require_current(table, chosen.tokens, folders, names)
+    stores = current_stores(chosen, table)
     with join_ranks() as ranks:
-        config = train_method(
-            method,  # type: ignore[arg-type]
-            seed,
-            load_banks(
-                table, chosen.tokens, modalities=names, splits=("train", "valid"), memory_gb=chosen.train.memory_gb
-            ),
-            table.info.label,
-            chosen.model,
-            chosen.method_settings(method),
-            # Which other methods are compared says nothing about this one: adding one must not train the rest again.
-            chosen.train.model_copy(update={"methods": (method,)}),
-            out,
-            token_keys(table, chosen.tokens, names),
-            sample_ids={split: table.ids(split) for split in ("train", "valid")},
-            encoders=folders,
-            modalities=table.info.modalities,
-            ranks=ranks,
-        )
+        banks = load_banks(table, stores, ("train", "valid"), chosen.train.memory_gb)
+        config = train_run(chosen, method, seed, table, stores, banks, out, ranks)  # type: ignore[arg-type]
     if ranks.first:
         typer.echo(f"wrote {out}: validation monitor {config['validation']['monitor']:.4f}")
 
@@ -72,17 +55,15 @@ def finetune(seed: Seed = 0, params: ParamsFile = PARAMS, overrides: Overrides =
 def evaluate(params: ParamsFile = PARAMS, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Score every trained checkpoint on the test split, on the same stored missingness."""
     from train.evaluate import evaluate_checkpoints
-    from train.stage import load_banks, token_keys
+    from train.stage import load_banks, open_stores, token_keys
 
     chosen, table = load_inputs(params, overrides)
-    names = chosen.dataset.modalities
     folders, absent = checkpoints(chosen)
     if absent:
         typer.echo(f"not trained, left out: {', '.join(map(str, absent))}", err=True)
-    splits, memory = ("test",), chosen.train.memory_gb
-    bank = load_banks(table, chosen.tokens, modalities=names, splits=splits, memory_gb=memory)["test"]
-    keys = token_keys(table, chosen.tokens, names)
-    metrics = evaluate_checkpoints(folders, bank, table, chosen.evaluate, chosen.metrics, keys)
+    stores = open_stores(table, chosen.tokens, chosen.dataset.modalities)
+    bank = load_banks(table, stores, ("test",), chosen.train.memory_gb)["test"]
+    metrics = evaluate_checkpoints(folders, bank, table, chosen.evaluate, chosen.metrics, token_keys(stores))
     show(metrics, as_json, f"wrote {chosen.metrics}/metrics.json: {', '.join(metrics)}")
 
 

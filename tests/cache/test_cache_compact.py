@@ -22,6 +22,7 @@ from cache.lock import rewriting
 from cache.store import SampleTokens, TokenStore
 from cache.verify import ORPHAN_AGE_S
 
+FULL = 1e8  # bytes of a part that nothing here fills
 pytestmark = pytest.mark.usefixtures("no_fsync")
 ROOT = Path(__file__).parents[2]
 IDS = [f"s{i}" for i in range(8)]
@@ -66,21 +67,21 @@ def age(path: Path) -> None:
 
 
 def test_small_parts_become_one_and_nothing_else_changes(scattered: TokenStore) -> None:
-    report = compact(scattered)
+    report = compact(scattered, FULL)
     assert (report.parts_before, report.parts_after) == (10, 1)
     assert (report.rewritten, report.dropped) == (10, 2)
     assert not report.freed
     assert_reads_the_same(scattered)
     assert scattered.missing_from({"s0": "old", "s9": "removed"}) == [], "dead samples stay unless they are to go"
     assert scattered.verify().orphans == 10
-    again = compact(scattered)
+    again = compact(scattered, FULL)
     assert (again.parts_after, again.rewritten, again.bytes_replaced) == (1, 0, 0)
 
 
 def test_replaced_parts_stay_a_day_for_their_readers(scattered: TokenStore) -> None:
     age(scattered.path)
     entries = scattered.entries()
-    compact(scattered)
+    compact(scattered, FULL)
     assert scattered.verify(clean=True).removed == []
     for entry in entries:
         assert len(scattered.read_part(entry).tokens) == entry["tokens"]
@@ -90,7 +91,7 @@ def test_replaced_parts_stay_a_day_for_their_readers(scattered: TokenStore) -> N
 
 
 def test_dead_samples_are_dropped_from_disk(scattered: TokenStore) -> None:
-    report = compact(scattered, drop_dead=True, now=True)
+    report = compact(scattered, FULL, drop_dead=True, now=True)
     assert (report.rewritten, report.dropped, report.freed) == (8, 4, True)
     assert_reads_the_same(scattered)
     assert scattered.missing_from({"s0": "old", "s9": "removed", "gone": "d"}) == ["s0", "s9", "gone"]
@@ -104,7 +105,7 @@ def test_dead_samples_are_dropped_from_disk(scattered: TokenStore) -> None:
 def test_what_an_extraction_under_way_has_written_is_kept(scattered: TokenStore) -> None:
     age(scattered.path)
     scattered.append([sample("s7", "new", 7.5)])
-    report = compact(scattered, drop_dead=True)
+    report = compact(scattered, FULL, drop_dead=True)
     assert report.kept_young == 1
     assert scattered.missing_from({"s7": "new"}) == []
     assert scattered.missing_from({"s9": "removed"}) == ["s9"]
@@ -116,13 +117,13 @@ def test_full_parts_without_dead_samples_are_left_alone(scattered: TokenStore) -
     report = compact(scattered, part_bytes=12)  # 2 tokens x 3 x 2 bytes: every part is full
     assert report.rewritten == 0
     assert {e["part"] for e in scattered.entries()} < full, "parts that hold only copies go"
-    compact(scattered, drop_dead=True, now=True, part_bytes=12)
+    compact(scattered, 12, drop_dead=True, now=True)
     assert scattered.info()["samples"] == 8
     assert_reads_the_same(scattered)
 
 
 def test_parts_are_filled_up_to_their_size(scattered: TokenStore) -> None:
-    report = compact(scattered, drop_dead=True, now=True, part_bytes=36)
+    report = compact(scattered, 36, drop_dead=True, now=True)
     assert report.parts_after == 3
     assert max(len(identities) for identities in identities_by_part(scattered).values()) == 3
     assert_reads_the_same(scattered)
@@ -134,7 +135,7 @@ def test_read_only_files_are_not_touched(scattered: TokenStore) -> None:
         if path.is_file():
             path.chmod(0o444)
     with pytest.raises(UserError, match=r"read-only files.*dvc unprotect"):
-        compact(scattered)
+        compact(scattered, FULL)
     assert scattered.content_digest() == before
 
 
@@ -147,14 +148,14 @@ def test_damage_is_not_given_a_new_checksum_and_a_good_copy_is_kept(scattered: T
     before = scattered.content_digest()
     for part_bytes in (12, 10**6):
         with pytest.raises(CorruptCacheError, match="checksum"):
-            compact(scattered, drop_dead=True, now=True, part_bytes=part_bytes)
+            compact(scattered, part_bytes, drop_dead=True, now=True)
         assert scattered.content_digest() == before or part_bytes > 12
 
 
 def test_one_rewriter_at_a_time_and_no_view_meanwhile(scattered: TokenStore) -> None:
     with rewriting(scattered.path), pytest.raises(UserError, match="another process"):
-        compact(scattered)
-    compact(scattered)
+        compact(scattered, FULL)
+    compact(scattered, FULL)
 
 
 def dying(monkeypatch: pytest.MonkeyPatch, at: int) -> Callable[[], bool]:
@@ -194,7 +195,7 @@ def test_a_kill_before_any_change_of_the_file_system_loses_nothing(
         with monkeypatch.context() as patched:
             killed = dying(patched, at)
             try:
-                compact(store, drop_dead=True, now=True, part_bytes=60)
+                compact(store, 60, drop_dead=True, now=True)
             except Killed:
                 kills += 1
             done = not killed()
@@ -202,7 +203,7 @@ def test_a_kill_before_any_change_of_the_file_system_loses_nothing(
         assert store.verify().problems == []
         if done:
             break
-        compact(store, drop_dead=True, now=True, part_bytes=60)
+        compact(store, 60, drop_dead=True, now=True)
         assert_holds(store, dict.fromkeys(IDS[:3], "d"))
         assert store.info()["samples"] == 3
         assert store.failures() == {"f": "bad", "g": "worse"}
@@ -216,7 +217,7 @@ from cache.compact import compact
 from cache.store import TokenStore
 store = TokenStore.open(Path(sys.argv[1]))
 print("ready", flush=True)
-compact(store, part_bytes=int(sys.argv[2]), now=len(sys.argv) > 3)
+compact(store, int(sys.argv[2]), now=len(sys.argv) > 3)
 """
 
 
@@ -275,7 +276,7 @@ def kill_again_and_again(store: TokenStore, wanted: dict[str, str], times: int) 
         assert store.verify().problems == []
         store.append([sample("s0")])  # something to do for the next one
         store.append([sample("s1")])
-    compact(store, now=True)
+    compact(store, FULL, now=True)
     assert len(store.entries()) == 1
     assert store.info()["samples"] == len(wanted)
     assert_holds(store, wanted)

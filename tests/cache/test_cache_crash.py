@@ -23,8 +23,7 @@ from pathlib import Path
 from cache.key import CacheKey
 from cache.store import SampleTokens, TokenStore
 
-key = CacheKey(encoder="e", options={}, weights_sha256="0", preprocessing={}, precision="float32", libraries={},
-               layout={}, pretrained_or_fitted=True)
+key = CacheKey.imported("e", "0")
 store = TokenStore.create(Path(sys.argv[1]), key, 64, "float32")
 print("ready", flush=True)
 share, shares = int(sys.argv[3]), int(sys.argv[4])
@@ -114,7 +113,7 @@ def test_a_kill_between_the_steps_of_publishing_leaves_the_part_unpublished(
     sample = SampleTokens("new", "d", np.ones((1, 3), np.float32), np.ones(1, bool))
     for step in ("publish_folder", "write_sealed"):
         with monkeypatch.context() as patched:
-            patched.setattr(f"cache.parts.{step}", kill)
+            patched.setattr(f"cache.writing.{step}", kill)
             with pytest.raises(Killed):
                 filled.append([sample])
         opened = TokenStore.open(filled.path)

@@ -1,11 +1,8 @@
 """Tokens made elsewhere arrive as they were; what cannot be stored is recorded; nothing in a file is run."""
 
-import collections
-import os
 import pickle
 import zipfile
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +14,9 @@ import pyarrow.parquet as pq
 import pytest
 from safetensors.numpy import save_file
 
-from cache.contents import current, identities_by_part
 from cache.errors import StaleCacheError, UserError
-from cache.exporting import export_tokens
 from cache.importing.importer import import_tokens
 from cache.importing.raw import Layout
-from cache.importing.unpickling import read_pickle
 from cache.store import TokenStore
 
 pytestmark = pytest.mark.usefixtures("no_fsync")
@@ -198,7 +192,7 @@ def test_what_cannot_be_stored_is_recorded_with_its_reason(features: Features, t
     np.save(source / "objects.npy", np.array([{}], object), allow_pickle=True)
     (source / "torn.npy").write_bytes(b"\x93NUMPY")
     np.save(source / "vector.npy", np.ones(WIDTH))
-    report = import_tokens(source, form, Layout(), tmp_path / "m.zarr", "e", "float16")
+    report = import_tokens(source, form, Layout(), tmp_path / "m.zarr", "e", "float16", 1e8)
     store = TokenStore.open(tmp_path / "m.zarr")
     assert_holds(store, {**features, "vector": np.ones((1, WIDTH), np.float32)})
     reasons = store.failures()
@@ -213,7 +207,7 @@ def test_what_cannot_be_stored_is_recorded_with_its_reason(features: Features, t
         "torn": "objects",
     }
     assert (report.added, report.samples, sum(report.failed.values())) == (7, 7, 8)
-    again = import_tokens(source, form, Layout(), tmp_path / "m.zarr", "e", "float16")
+    again = import_tokens(source, form, Layout(), tmp_path / "m.zarr", "e", "float16", 1e8)
     assert (again.added, again.samples, again.failed) == (0, 7, report.failed)
 
 
@@ -297,171 +291,6 @@ def test_nothing_outside_the_source_is_read(features: Features, tmp_path: Path) 
     (folder / "in.npy").symlink_to(tmp_path / "outside.npy")
     with pytest.raises(UserError, match="lead out of the folder"):
         run(folder, "npy", tmp_path / "m.zarr")
-
-
-# Pickles
-
-
-class Evil:
-    def __reduce__(self) -> Any:
-        return os.system, ("touch evil",)
-
-
-@pytest.mark.parametrize(
-    ("value", "name"),
-    [
-        (Evil(), r"posix\.system"),
-        (Fraction(1, 2), r"fractions\.Fraction"),
-        (collections.OrderedDict(), r"collections\.OrderedDict"),
-        (pd.DataFrame({"a": [1]}), "pandas"),
-        (np.random.default_rng(0), "numpy.random"),
-        (print, r"builtins\.print"),
-        (pickle.loads, "pickle"),
-    ],
-)
-def test_a_pickle_of_anything_else_is_refused_by_name(
-    value: object, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps({"a": np.ones(2), "b": [value]}))
-    with pytest.raises(UserError, match=name):
-        read_pickle(tmp_path / "x.pkl")
-    assert not (tmp_path / "evil").exists()
-
-
-@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_content_is_read_as_pickle_reads_it(protocol: int, tmp_path: Path) -> None:
-    base = np.arange(12, dtype=np.float32).reshape(3, 4)
-    content = {
-        "c": base,
-        "fortran": np.asfortranarray(base),
-        "big": base.astype(">f8"),
-        "half": base.astype(np.float16),
-        "empty": np.zeros((0, 4), np.int64),
-        "flags": base > 3,
-        "words": np.array(["a", "éé"]),
-        "bytes": np.array([b"a", b"bc"]),
-        "scalars": [np.float32(1.5), np.int64(3)],
-        "plain": [None, True, 1, 2.5, "é", b"\xff\x00", [1, [2]]],
-        7: "number",
-    }
-    content["again"] = content["c"]
-    (tmp_path / "x.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
-    found = read_pickle(tmp_path / "x.pkl")
-    assert list(found) == list(content)
-    for name in ("c", "fortran", "big", "half", "empty", "flags", "words", "bytes", "again"):
-        np.testing.assert_array_equal(found[name], content[name])
-        assert found[name].dtype == content[name].dtype
-    assert found["scalars"] == [1.5, 3]
-    assert found["plain"] == content["plain"]
-
-
-def test_objects_arrays_are_lists_and_other_types_refused(tmp_path: Path) -> None:
-    path = tmp_path / "x.pkl"
-    path.write_bytes(
-        pickle.dumps({"ids": np.array(["a", "b"], object), "grid": np.array([[1, "x"], [2, "y"]], object)})
-    )
-    assert read_pickle(path) == {"ids": ["a", "b"], "grid": [[1, "x"], [2, "y"]]}
-    for array in (np.zeros(2, [("a", "f4")]), np.zeros(2, "M8[s]"), np.zeros(2, complex)):
-        path.write_bytes(pickle.dumps(array))
-        with pytest.raises(UserError, match="not a readable pickle"):
-            read_pickle(path)
-
-
-def test_damaged_and_hostile_pickles_are_errors(tmp_path: Path) -> None:
-    path, whole = tmp_path / "x.pkl", pickle.dumps({"a": np.arange(20.0), "b": ["x"] * 5})
-    rng = np.random.default_rng(0)
-    for _ in range(300):
-        data = bytearray(whole[: int(rng.integers(1, len(whole)))] if rng.random() < 0.3 else whole)
-        data[int(rng.integers(len(data)))] ^= 1 << int(rng.integers(8))
-        path.write_bytes(data)
-        try:
-            read_pickle(path)
-        except UserError:
-            continue
-    cyclic: list[Any] = []
-    cyclic.append(cyclic)
-    path.write_bytes(pickle.dumps(cyclic))
-    with pytest.raises(UserError, match="nested too deeply"):
-        read_pickle(path)
-    bomb: list[Any] = ["x"]
-    for _ in range(60):
-        bomb = [bomb, bomb]
-    path.write_bytes(pickle.dumps(bomb))
-    found = read_pickle(path)
-    assert found[0] is found[1], "each list is converted once, or this would take for ever"
-
-
-# Exports
-
-
-@pytest.mark.parametrize("form", ["hdf5", "parquet", "safetensors"])
-@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32"])
-def test_an_export_can_be_imported_again(
-    form: str, dtype: str, make_samples: Any, make_key: Any, tmp_path: Path
-) -> None:
-    store = TokenStore.create(tmp_path / "m.zarr", make_key(), 3, dtype)
-    store.append(make_samples(["a/b", "ü", "c"]))
-    store.append(make_samples(["d", "removed"], seed=1))
-    store.record_failures({"f": ("d", "bad")})
-    store.publish_view({i: f"digest-{i}" for i in ("a/b", "ü", "c", "d")})
-    assert export_tokens(store, form, tmp_path / "out") == 4
-    import_tokens(tmp_path / "out", form, Layout(), tmp_path / "again.zarr", "e", dtype)
-    again = TokenStore.open(tmp_path / "again.zarr")
-    assert again.view() == store.view()
-    for sample, expected in zip(again.read(list(again.view())), store.read(list(again.view())), strict=True):
-        np.testing.assert_array_equal(sample.tokens, expected.tokens)
-        np.testing.assert_array_equal(sample.maskable, expected.maskable)
-
-
-def test_other_programs_read_an_export(filled: TokenStore, tmp_path: Path) -> None:
-    import torch
-    from safetensors.torch import load_file
-
-    expected = np.concatenate([s.tokens for s in filled.read([i for ids in _order(filled) for i in ids])])
-    for form in ("hdf5", "parquet", "safetensors"):
-        export_tokens(filled, form, tmp_path / form)
-    arrays = load_file(tmp_path / "safetensors")
-    assert arrays["tokens"].dtype == torch.float16
-    np.testing.assert_array_equal(arrays["tokens"].float().numpy(), expected)
-    with h5py.File(tmp_path / "hdf5") as file:
-        np.testing.assert_array_equal(file["tokens"][:], expected)
-        assert "patches" in file.attrs["selfmask_key"]
-    frame = pd.read_parquet(tmp_path / "parquet")
-    np.testing.assert_array_equal(np.concatenate(frame["tokens"]).reshape(-1, 3), expected)
-
-
-def _order(store: TokenStore) -> list[list[str]]:
-    live = current(store)
-    return [[i for i, d in identities if (i, d) in live] for identities in identities_by_part(store).values()]
-
-
-def test_an_export_is_whole_or_not_there(filled: TokenStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("cache.exporting.to_stored", full)
-    (tmp_path / "out").write_bytes(b"older")
-    with pytest.raises(UserError, match="No space left"):
-        export_tokens(filled, "safetensors", tmp_path / "out")
-    assert (tmp_path / "out").read_bytes() == b"older"
-    assert [path.name for path in tmp_path.glob(".*")] == []
-
-
-def test_an_unfinished_or_unknown_export_is_refused(store: TokenStore, filled: TokenStore, tmp_path: Path) -> None:
-    empty = TokenStore.create(tmp_path / "empty.zarr", store.key, 3)
-    with pytest.raises(UserError, match="not complete"):
-        export_tokens(empty, "hdf5", tmp_path / "out")
-    with pytest.raises(UserError, match="parquet"):
-        export_tokens(filled, "csv", tmp_path / "out")
-
-
-def test_a_changed_export_is_refused(filled: TokenStore, tmp_path: Path) -> None:
-    export_tokens(filled, "hdf5", tmp_path / "out.h5")
-    with h5py.File(tmp_path / "out.h5", "r+") as file:
-        file["offsets"][1] = 10**6
-    with pytest.raises(UserError, match="do not fit"):
-        run(tmp_path / "out.h5", "hdf5", tmp_path / "n.zarr")
 
 
 def test_names_in_an_archive_are_ids_not_paths(tmp_path: Path, features: Features) -> None:

@@ -14,6 +14,7 @@ from cache.linking import link_file
 from cache.merge import merge
 from cache.store import SampleTokens, TokenStore
 
+FULL = 1e8  # bytes of a part that nothing here fills
 pytestmark = pytest.mark.usefixtures("no_fsync")
 Fill = Callable[..., TokenStore]
 
@@ -40,7 +41,7 @@ def one(sample_id: str, digest: str, value: float) -> SampleTokens:
 def test_the_union_of_two_complete_caches(fill: Fill, tmp_path: Path) -> None:
     a, b = fill("a", "abc", "d"), fill("b", "ef", "g")
     a.record_failures({"x": ("digest-x", "too long")})
-    report = merge([a, b], tmp_path / "c.zarr")
+    report = merge([a, b], tmp_path / "c.zarr", FULL)
     c = TokenStore.open(tmp_path / "c.zarr")
     assert (report.parts_copied, report.samples_copied, report.samples_rewritten) == (4, 7, 0)
     assert report.view
@@ -57,9 +58,9 @@ def test_the_union_of_two_complete_caches(fill: Fill, tmp_path: Path) -> None:
 
 def test_again_adds_nothing(fill: Fill, tmp_path: Path) -> None:
     a, b = fill("a", "abc"), fill("b", "bcd", "e")
-    merge([a, b], tmp_path / "c.zarr")
+    merge([a, b], tmp_path / "c.zarr", FULL)
     before = TokenStore.open(tmp_path / "c.zarr").content_digest()
-    report = merge([a, b], tmp_path / "c.zarr")
+    report = merge([a, b], tmp_path / "c.zarr", FULL)
     assert (report.parts_copied, report.samples_rewritten, report.failures) == (0, 0, 0)
     assert TokenStore.open(tmp_path / "c.zarr").content_digest() == before
 
@@ -69,7 +70,7 @@ def test_a_duplicate_comes_from_the_first_part_by_id_whatever_the_order(fill: Fi
     parts = {a.append([one("s", "d", 1), one("t", "d", 1)]): 1.0, b.append([one("s", "d", 2), one("u", "d", 2)]): 2.0}
     expected = parts[min(parts, key=str)]
     for name, order in (("c", [a, b]), ("d", [b, a])):
-        report = merge(order, tmp_path / f"{name}.zarr")
+        report = merge(order, tmp_path / f"{name}.zarr", FULL)
         assert (report.samples_copied, report.samples_rewritten) == (2, 1)
         merged = TokenStore.open(tmp_path / f"{name}.zarr")
         merged.publish_view({"s": "d", "t": "d", "u": "d"})
@@ -86,7 +87,7 @@ def test_a_half_finished_extraction_merges_and_goes_on(fill: Fill, tmp_path: Pat
     second.append([one("new", "d", 3)])
     first.append([one("other", "d", 4)])
     unfinished = fill("third", "k", view=False)
-    report = merge([second, unfinished], first.path)
+    report = merge([second, unfinished], first.path, FULL)
     assert not report.view
     assert report.parts_copied == 2
     wanted = {i: f"digest-{i}" for i in "abck"} | {"new": "d", "other": "d"}
@@ -100,9 +101,9 @@ def test_other_keys_are_refused_and_nothing_is_written(fill: Fill, tmp_path: Pat
     a, b = fill("a", "a"), fill("b", "b", encoder="words")
     wide = TokenStore.create(tmp_path / "wide.zarr", make_key(), 4, "float32")
     with pytest.raises(StaleCacheError, match=r"encoder: 'patches' and 'words'.*selfmask extract"):
-        merge([a, b], tmp_path / "c.zarr")
+        merge([a, b], tmp_path / "c.zarr", FULL)
     with pytest.raises(StaleCacheError, match=r"width: 3 and 4; dtype: 'float16' and 'float32'"):
-        merge([a, wide], tmp_path / "c.zarr")
+        merge([a, wide], tmp_path / "c.zarr", FULL)
     assert not (tmp_path / "c.zarr").exists()
 
 
@@ -111,24 +112,24 @@ def test_conflicting_raw_inputs_are_counted_unless_one_is_preferred(fill: Fill, 
     b.append([one("a", "changed", 5), one("z", "d", 6)])
     b.publish_view({"a": "changed", "z": "d"})
     with pytest.raises(UserError, match=r"1 samples have other raw inputs.*--prefer"):
-        merge([a, b], tmp_path / "c.zarr")
+        merge([a, b], tmp_path / "c.zarr", FULL)
     for name, preferred, digest in (("c", a.path, "digest-a"), ("d", b.path, "changed")):
-        merge([a, b], tmp_path / f"{name}.zarr", prefer=preferred)
+        merge([a, b], tmp_path / f"{name}.zarr", FULL, prefer=preferred)
         merged = TokenStore.open(tmp_path / f"{name}.zarr")
         assert merged.view()["a"] == digest
         assert set(merged.view()) == set("abcz")
         assert [i for i, _ in merged.places()].count("a") == 1
         assert merged.verify().problems == []
     with pytest.raises(UserError, match="not one of the merged caches"):
-        merge([a, b], tmp_path / "e.zarr", prefer=tmp_path)
+        merge([a, b], tmp_path / "e.zarr", FULL, prefer=tmp_path)
 
 
 def test_views_only_when_complete_or_refused(fill: Fill, tmp_path: Path) -> None:
     a, b = fill("a", "a"), fill("b", "b", view=False)
     with pytest.raises(UserError, match=r"b\.zarr is not complete"):
-        merge([a, b], tmp_path / "c.zarr", with_view=True)
-    assert not merge([a, b], tmp_path / "c.zarr").view
-    assert not merge([a], tmp_path / "d.zarr", with_view=False).view
+        merge([a, b], tmp_path / "c.zarr", FULL, with_view=True)
+    assert not merge([a, b], tmp_path / "c.zarr", FULL).view
+    assert not merge([a], tmp_path / "d.zarr", FULL, with_view=False).view
     with pytest.raises(UserError, match="not complete"):
         TokenStore.open(tmp_path / "c.zarr").view()
 
@@ -141,7 +142,7 @@ def test_damage_does_not_travel(fill: Fill, tmp_path: Path) -> None:
         data[3] ^= 1
         chunk.write_bytes(data)
         with pytest.raises(CorruptCacheError, match="checksum"):
-            merge([a, b], tmp_path / f"{name}c.zarr")
+            merge([a, b], tmp_path / f"{name}c.zarr", FULL)
         assert TokenStore.open(tmp_path / f"{name}c.zarr").verify().problems == []
 
 
@@ -158,10 +159,10 @@ def test_a_kill_between_the_steps_of_a_copy_is_resumed(
     a, b = fill("a", "abc", "d"), fill("b", "e")
     monkeypatch.setattr(f"cache.linking.{step}", kill)
     with pytest.raises(Killed):
-        merge([a, b], tmp_path / "c.zarr")
+        merge([a, b], tmp_path / "c.zarr", FULL)
     monkeypatch.undo()
     assert TokenStore.open(tmp_path / "c.zarr").info()["samples"] == 0
-    merge([a, b], tmp_path / "c.zarr")
+    merge([a, b], tmp_path / "c.zarr", FULL)
     c = TokenStore.open(tmp_path / "c.zarr")
     assert c.info()["samples"] == 5
     assert c.verify().problems == []
@@ -174,7 +175,7 @@ def test_an_unpublished_leftover_of_the_part_is_replaced_when_damaged(fill: Fill
     c = TokenStore.create(tmp_path / "c.zarr", a.key, 3)
     (c.path / "parts" / part).mkdir()
     (c.path / "parts" / part / "rest").write_text("of something")
-    merge([a], c.path)
+    merge([a], c.path, FULL)
     assert c.verify().problems == []
     assert c.info()["samples"] == 3
 

@@ -25,17 +25,9 @@ from cache.key import CacheKey
 from cache.merge import merge
 from cache.store import SampleTokens, TokenStore
 
+FULL = 1e8  # bytes of a part that nothing here fills
 WIDTH = 2
-KEY = CacheKey(
-    encoder="e",
-    options={},
-    weights_sha256="0",
-    preprocessing={},
-    precision="float32",
-    libraries={},
-    layout={},
-    pretrained_or_fitted=True,
-)
+KEY = CacheKey.imported("e", "0")
 IDS = st.sampled_from(["a", "b", "c", "ü", "e/f", "g"])
 VERSIONS = st.sampled_from(["v1", "v2"])
 IDENTITIES = st.tuples(IDS, VERSIONS)
@@ -104,7 +96,7 @@ class Cache(RuleBasedStateMachine):
     @rule(drop=st.booleans(), now=st.booleans(), part_bytes=st.sampled_from([16, 64, 10**6]))
     def compact(self, drop: bool, now: bool, part_bytes: int) -> None:
         """Compact; only with `drop` and `now` may something go, and only what is not in the view."""
-        compact(self.store, drop, now, part_bytes)
+        compact(self.store, part_bytes, drop, now)
         if drop and now and self.view is not None:
             self.stored &= set(self.view.items())
             self.failed = {i: r for i, r in self.failed.items() if i in set(self.view.items())}
@@ -128,9 +120,9 @@ class Cache(RuleBasedStateMachine):
         target = self.root / f"merged{self.number}.zarr" if into_other else self.store.path
         if conflict:
             with pytest.raises(UserError, match="other raw inputs"):
-                merge([self.store, other], target)
+                merge([self.store, other], target, FULL)
             return
-        merge([self.store, other], target)
+        merge([self.store, other], target, FULL)
         self.stored |= set(identities)
         if self.view is not None and other_view is not None:
             self.view = self.view | other_view

@@ -89,7 +89,7 @@ def test_every_flipped_bit_of_a_compressed_chunk_is_found_when_it_is_read(mixed:
 def test_a_forged_frame_cannot_ask_for_memory(tmp_path: Path) -> None:
     """A frame of another size than the manifest's, with a right checksum."""
     for forged in (np.zeros(10_000_000, np.uint8), np.zeros(300, np.uint8), np.zeros(3, np.uint8)):
-        write_chunk(tmp_path / "c", forged, "zstd")
+        write_chunk(tmp_path / "c", [forged], "zstd")
         size = (tmp_path / "c").stat().st_size
         with pytest.raises(CorruptCacheError, match="another size"):
             Chunk(tmp_path / "c", (4, 2), np.dtype("float16"), "zstd", size).read()

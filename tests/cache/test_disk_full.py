@@ -76,7 +76,7 @@ def test_whatever_the_step_nothing_is_left_on_the_full_disk(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(f"cache.parts.{step}", full)
+        patched.setattr(f"cache.writing.{step}", full)
         with pytest.raises(UserError, match="Free disk space"):
             store.append([SampleTokens("n", "d", np.ones((1, 3), np.float32), np.ones(1, bool))])
     assert [path.name for path in (store.path / "parts").iterdir()] == ["zarr.json"]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from cache.errors import UserError
 from cache.key import CacheKey
-from cache.parts import from_stored, read_identities, to_stored
+from cache.parts import read_identities
+from cache.precision import from_stored, to_stored
 from cache.store import SampleTokens, TokenStore
 
 Maker = Callable[..., list[SampleTokens]]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-import extract.engines.worker as worker
+import extract.encoding as encoding
 import extract.extraction as extraction
 from cache.errors import CorruptCacheError, StaleCacheError, UserError
 from cache.store import TokenStore
@@ -26,6 +26,9 @@ from extract.task import LabelSpec
 SMALL = {"width": 8, "layers": 1, "heads": 2, "dropout": 0.1}
 SETTINGS = ExtractSettings(
     batch_size=2,
+    batch_tokens=1000,
+    workers=0,
+    compile=False,
     dtype="float32",
     compression="none",
     precision="float32",
@@ -76,13 +79,13 @@ def text_encoder(folder: Path, seed: int = 0) -> TextEncoder:
 def encoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Ids in the order in which they are encoded."""
     seen: list[str] = []
-    encode = worker.encode_items
+    encode = encoding.encode_items
 
-    def counting(encoder: Any, items: Any, precision: str) -> Any:
+    def counting(encoder: Any, items: Any, precision: Any) -> Any:
         seen.extend(item[0] for item in items)
         return encode(encoder, items, precision)
 
-    monkeypatch.setattr(worker, "encode_items", counting)
+    monkeypatch.setattr(encoding, "encode_items", counting)
     return seen
 
 
@@ -90,7 +93,7 @@ def test_tokens_are_the_encoders_and_missing_values_have_none(tmp_path: Path) ->
     encoder = text_encoder(tmp_path / "encoder")
     data = table(tmp_path / "samples", [*NOTES, None])
     result = extract_modality(data, "txt", tmp_path / "encoder", SETTINGS, tmp_path / "txt.zarr")
-    assert result == {"modality": "txt", "encoded": 5, "samples": 5, "unreadable": 0}
+    assert result == {"modality": "txt", "encoded": 5, "samples": 5, "unreadable": 0, "reasons": {}}
     store = TokenStore.open(tmp_path / "txt.zarr")
     assert len(store.entries()) == 3  # a part is published after every batch
     for sample, note in zip(store.read([f"s{n}" for n in range(5)]), NOTES, strict=True):

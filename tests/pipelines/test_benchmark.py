@@ -22,7 +22,7 @@ from pipelines.benchmark.layout import latex, markdown
 from pipelines.benchmark.run import read_predictions, training_table
 from pipelines.benchmark.suite import plan, read_suite
 from pipelines.benchmark.workers import fitting_jobs, run_all
-from train.bootstrap import paired_bootstrap
+from train.bootstrap import intervals, resample_metrics
 from train.config import MethodName
 from train.nested import counterintuitive_rate
 
@@ -34,6 +34,7 @@ SUITE: dict[str, Any] = {
     "seeds": [0, 1],
     "variants": {"default": []},
     "training": "natural",
+    "search": None,
     "reference": "modality_dropout",
     "columns": {"natural": ["auroc", "nll"], "protocol": ["auroc", "ece"], "complete": ["auroc"]},
 }
@@ -69,16 +70,7 @@ def write_project(root: Path, samples: int = 120) -> None:
 
 
 def write_tokens(path: Path, name: str, rows: list[dict[str, Any]], rng: np.random.Generator) -> None:
-    key = CacheKey(
-        encoder=name,
-        options={},
-        weights_sha256="0" * 64,
-        preprocessing={},
-        precision="float32",
-        libraries={},
-        layout={},
-        pretrained_or_fitted=True,
-    )
+    key = CacheKey.imported(name, "0" * 64)
     store, content = TokenStore.create(path, key, 4), []
     present = [row for row in rows if row[f"{name}_array"] is not None]
     for row in present:
@@ -158,7 +150,8 @@ def _comparisons_are_those_of_the_bootstrap(root: Path, folder: Path) -> None:
         [read_predictions(folder / "default" / m / f"seed{s}").predicted["protocol"] for s in SUITE["seeds"]]  # type: ignore[union-attr]
         for m in SUITE["methods"]
     )
-    expected = paired_bootstrap(first, second, labels, LABEL, groups, 40, 0)
+    about = labels, LABEL, groups, 40, 0
+    expected = intervals(resample_metrics(first, *about), resample_metrics(second, *about))
     found = pd.read_csv(folder / "comparisons.csv").query("scenario == 'protocol' and comparison == 'reference'")
     assert set(found["metric"]) == set(expected)
     for row in found.to_dict("records"):

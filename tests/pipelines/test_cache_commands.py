@@ -18,16 +18,7 @@ SPLITS = ("train", "train", "valid", "test")
 
 
 def key(encoder: str = "e") -> CacheKey:
-    return CacheKey(
-        encoder=encoder,
-        options={},
-        weights_sha256="0" * 64,
-        preprocessing={},
-        precision="float32",
-        libraries={},
-        layout={},
-        pretrained_or_fitted=True,
-    )
+    return CacheKey.imported(encoder, "0" * 64)
 
 
 def fill(path: Path, ids: list[str], encoder: str = "e", complete: bool = True) -> TokenStore:

@@ -16,16 +16,7 @@ from pipelines.cache_plot import label_names, plot_cache, token_facts
 
 
 def make_store(path: Path, width: int = 4, samples: int = 12) -> TokenStore:
-    key = CacheKey(
-        encoder="e",
-        options={},
-        weights_sha256="0",
-        preprocessing={},
-        precision="float32",
-        libraries={},
-        layout={},
-        pretrained_or_fitted=True,
-    )
+    key = CacheKey.imported("e", "0")
     rng, store = np.random.default_rng(0), TokenStore.create(path, key, width, "float32")
     lengths = rng.integers(1, 5, samples)
     rows = [rng.normal(size=(n, width)).astype(np.float32) for n in lengths]

@@ -306,16 +306,7 @@ def test_a_damaged_cache_exits_with_1(tmp_path: Path, run_line: Any) -> None:
     from cache.parts import SampleTokens
     from cache.store import TokenStore
 
-    key = CacheKey(
-        encoder="e",
-        options={},
-        weights_sha256="0" * 64,
-        preprocessing={},
-        precision="float32",
-        libraries={},
-        layout={},
-        pretrained_or_fitted=True,
-    )
+    key = CacheKey.imported("e", "0" * 64)
     store = TokenStore.create(tmp_path / "m.zarr", key, 4)
     store.append([SampleTokens("a", "d", np.ones((3, 4), np.float32), np.ones(3, bool))])
     store.publish_view({"a": "d"})

@@ -71,16 +71,7 @@ def make_bank(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., TokenBa
 
 def key(encoder: str) -> CacheKey:
     """Return a cache key."""
-    return CacheKey(
-        encoder=encoder,
-        options={},
-        weights_sha256="0" * 64,
-        preprocessing={},
-        precision="float32",
-        libraries={},
-        layout={},
-        pretrained_or_fitted=True,
-    )
+    return CacheKey.imported(encoder, "0" * 64)
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ import pytest
 from cache.errors import UserError
 from extract.metrics import compute_metrics
 from extract.task import LabelSpec
-from train.bootstrap import paired_bootstrap, resample_counts, weighted_metrics
+from train.bootstrap import intervals, resample_counts, resample_metrics, weighted_metrics
 from train.checkpoint import save_checkpoint
 from train.config import EvaluateSettings
 from train.evaluate import evaluate_checkpoints
@@ -24,6 +25,11 @@ SPECS = {
     "multilabel": LabelSpec(kind="multilabel", names=("u", "v")),
     "regression": LabelSpec(kind="regression", names=("y",)),
 }
+
+
+def paired_bootstrap(first: list[np.ndarray], second: list[np.ndarray], *about: Any) -> dict[str, dict[str, Any]]:
+    """Compare the probabilities of two methods; `about` as of `resample_metrics`."""
+    return intervals(resample_metrics(first, *about), resample_metrics(second, *about))
 
 
 def example(kind, n=60, seed=0):
@@ -57,7 +63,7 @@ def test_weighted_metrics_equal_metrics_of_repeated_samples(kind):
 def test_bootstrap_agrees_with_a_loop():
     p, labels = example("binary")
     first, second = [p, example("binary", seed=4)[0]], [example("binary", seed=5)[0]]
-    result = paired_bootstrap(first, second, labels, SPECS["binary"], np.arange(60), draws=80, seed=2)["auroc"]
+    result = paired_bootstrap(first, second, labels, SPECS["binary"], np.arange(60), 80, 2)["auroc"]
     differences = []
     for counts in np.concatenate(list(resample_counts(np.arange(60), 80, 2))).astype(int):
         rows = np.repeat(np.arange(60), counts)

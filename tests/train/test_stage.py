@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -174,22 +173,12 @@ def test_a_budget_that_is_not_used_changes_nothing(banks, settings, binary, tmp_
 
 def test_tokens_of_another_encoder_are_refused_where_the_encoder_is_known(tmp_path):
     weights = tmp_path / "encoder" / "model.safetensors"
-    table = SimpleNamespace(info=SimpleNamespace(modalities=[SimpleNamespace(name="ehr")]))
-    key = CacheKey(
-        encoder="toy",
-        options={},
-        weights_sha256=hashlib.sha256(b"fitted").hexdigest(),
-        preprocessing={},
-        precision="float32",
-        libraries={},
-        layout={},
-        pretrained_or_fitted=True,
-    )
-    TokenStore.create(tmp_path / "ehr.zarr", key, 4)
-    require_current(table, tmp_path, {"ehr": weights.parent})  # a checkout without encoders
+    key = CacheKey.imported("toy", hashlib.sha256(b"fitted").hexdigest())
+    stores, encoders = {"ehr": TokenStore.create(tmp_path / "ehr.zarr", key, 4)}, {"ehr": weights.parent}
+    require_current(stores, encoders)  # a checkout without encoders
     weights.parent.mkdir()
     weights.write_bytes(b"fitted")
-    require_current(table, tmp_path, {"ehr": weights.parent})
+    require_current(stores, encoders)
     weights.write_bytes(b"fitted again")
     with pytest.raises(StaleCacheError, match="selfmask extract ehr"):
-        require_current(table, tmp_path, {"ehr": weights.parent})
+        require_current(stores, encoders)

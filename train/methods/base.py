@@ -134,3 +134,9 @@ class Method(nn.Module, ABC):
         """Undo `concatenate`."""
         sizes = [like[m].shape[1] for m in self.spec.modalities]
         return dict(zip(self.spec.modalities, sequence.split(sizes, dim=1), strict=True))
+
+
+def labels_of(rows: Tensor, labels: Tensor) -> Tensor:
+    """Return labels [B] or [B, L] with NaN, which is no label, outside of `rows`, bool [B]."""
+    chosen = rows.reshape(-1, *[1] * (labels.dim() - 1))
+    return torch.where(chosen, labels, torch.full_like(labels, torch.nan))

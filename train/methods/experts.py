@@ -13,15 +13,11 @@ from torch import Tensor
 
 from cache.bank import TokenBatch
 from extract.task import task_loss
-from train.config import ModelSettings
-from train.methods.base import Method, ModelSpec, Output, Tokens
+from train.methods.base import Method, Output, Tokens, labels_of
 
 
 class ExpertMethod(Method):
     """A method that builds its own mixture instead of the shared fusion."""
-
-    def __init__(self, spec: ModelSpec, model: ModelSettings) -> None:
-        super().__init__(spec, model)
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
         """Losses in training mode with labels, else the prediction from `batch.observed`."""
@@ -75,9 +71,3 @@ class ExpertMethod(Method):
             for column in range(observed.shape[1])
         ]
         return torch.stack(losses).sum()
-
-
-def labels_of(rows: Tensor, labels: Tensor) -> Tensor:
-    """Return labels [B] or [B, L] with NaN, which is no label, outside of `rows`, bool [B]."""
-    chosen = rows.reshape(-1, *[1] * (labels.dim() - 1))
-    return torch.where(chosen, labels, torch.full_like(labels, torch.nan))

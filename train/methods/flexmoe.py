@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from cache.bank import TokenBatch
 from extract.task import outputs, task_loss
 from train.config import FlexMoESettings, ModelSettings
-from train.methods.base import Method, ModelSpec, Output, Tokens
-from train.methods.experts import labels_of
+from train.methods.base import Method, ModelSpec, Output, Tokens, labels_of
 from train.missing import draw_kept
 from train.transformer import Fusion
 

@@ -121,17 +121,17 @@ class M3Care(Method):
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
         """Predict; in training mode also the losses, and the batch's vectors are stored."""
-        learning = self.training and batch.labels is not None
-        observed = simulate(batch.observed, self.settings.draw, generator) if learning else batch.observed
+        labels = batch.labels if self.training else None
+        observed = batch.observed if labels is None else simulate(batch.observed, self.settings.draw, generator)
         tokens = self.project(batch)
         vectors, hidden = self.encode(tokens, observed)
         nodes = self.nodes(vectors, observed)
         completed = self.complete(nodes, self.graph(nodes))[: len(observed)]
         logits = self.fuse(completed, hidden, tokens, observed)
-        if not self.training or batch.labels is None:
+        if labels is None:
             return Output(logits)
         self.remember(vectors, observed)
-        task, norms = task_loss(logits, batch.labels, self.spec.label), self.graph.norm_penalty(nodes)
+        task, norms = task_loss(logits, labels, self.spec.label), self.graph.norm_penalty(nodes)
         return Output(logits, {"loss": task + self.settings.norm_penalty * norms, "task": task, "norms": norms})
 
     def nodes(self, vectors: Tensor, observed: Tensor) -> Nodes:

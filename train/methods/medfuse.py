@@ -12,7 +12,7 @@ from cache.bank import TokenBatch
 from cache.errors import UserError
 from extract.task import outputs, task_loss
 from train.config import MedFuseSettings, ModelSettings
-from train.methods.base import Method, ModelSpec, Output
+from train.methods.base import Method, ModelSpec, Output, labels_of
 from train.methods.modality_encoders import ModalityEncoders
 from train.missing import simulate
 
@@ -38,14 +38,14 @@ class MedFuse(Method):
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
         """Predict; in training mode also the losses of both stages."""
-        learning = self.training and batch.labels is not None
-        observed = simulate(batch.observed, self.settings.draw, generator) if learning else batch.observed
+        labels = batch.labels if self.training else None
+        observed = batch.observed if labels is None else simulate(batch.observed, self.settings.draw, generator)
         summaries, _ = self.encode(self.project(batch), observed)
         vectors = torch.stack([self.maps[i](summaries[:, i]) for i in range(len(self.maps))], dim=1)
         logits = self.fuse(vectors, observed, self._order(generator))
-        if not self.training or batch.labels is None:
+        if labels is None:
             return Output(logits)
-        labels = self._thin_out(batch.labels, batch.observed, generator)
+        labels = self._thin_out(labels, batch.observed, generator)
         task = task_loss(logits, labels, self.spec.label)
         unimodal = self.unimodal_loss(vectors, labels, observed)
         loss = task + self.settings.unimodal * unimodal
@@ -70,7 +70,7 @@ class MedFuse(Method):
     def unimodal_loss(self, vectors: Tensor, labels: Tensor, observed: Tensor) -> Tensor:
         """Stage 1: mean over modalities of the task loss of each alone, on the rows that have it."""
         losses = [
-            task_loss(head(self.dropout(vectors[:, i])), without(labels, observed[:, i]), self.spec.label)
+            task_loss(head(self.dropout(vectors[:, i])), labels_of(observed[:, i], labels), self.spec.label)
             for i, head in enumerate(self.unimodal_heads)
         ]
         return torch.stack(losses).mean()
@@ -85,10 +85,4 @@ class MedFuse(Method):
         if self.settings.incomplete_share == 1:
             return labels
         draw = torch.rand(len(labels), generator=generator).to(labels.device) < self.settings.incomplete_share
-        return without(labels, natural.all(-1) | draw)
-
-
-def without(labels: Tensor, keep: Tensor) -> Tensor:
-    """Hide the labels of the rows that `keep` [B] does not mark; a hidden label takes no part in the task loss."""
-    shape = (-1,) + (1,) * (labels.dim() - 1)
-    return torch.where(keep.view(shape), labels, torch.nan)
+        return labels_of(natural.all(-1) | draw, labels)

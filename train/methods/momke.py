@@ -15,8 +15,8 @@ from cache.errors import UserError
 from extract.encoders.base import masked_mean
 from extract.task import outputs, task_loss
 from train.config import ModelSettings, MoMKESettings
-from train.methods.base import ModelSpec, Output, Tokens
-from train.methods.experts import ExpertMethod, labels_of
+from train.methods.base import ModelSpec, Output, Tokens, labels_of
+from train.methods.experts import ExpertMethod
 from train.missing import draw_kept
 
 

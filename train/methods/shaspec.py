@@ -44,13 +44,13 @@ class ShaSpec(Method):
 
     def forward(self, batch: TokenBatch, generator: torch.Generator | None = None) -> Output:
         """Predict; in training mode also l_task + alpha l_dao + beta l_dco."""
-        learning = self.training and batch.labels is not None
-        observed = simulate(batch.observed, self.settings.draw, generator) if learning else batch.observed
+        labels = batch.labels if self.training else None
+        observed = batch.observed if labels is None else simulate(batch.observed, self.settings.draw, generator)
         shared, specific = self.vectors(self.project(batch), observed)
         logits: Tensor = self.head(self.features(shared, specific, observed).flatten(1))
-        if not self.training or batch.labels is None:
+        if labels is None:
             return Output(logits)
-        task = task_loss(logits, batch.labels, self.spec.label)
+        task = task_loss(logits, labels, self.spec.label)
         dao, dco = self.alignment_loss(shared, observed), self.objective_loss(specific, observed)
         loss = task + self.settings.alpha * dao + self.settings.beta * dco
         return Output(logits, {"loss": loss, "task": task, "dao": dao, "dco": dco})
