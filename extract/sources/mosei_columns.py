@@ -6,6 +6,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import track
+
 from extract.samples import ModalitySpec
 from extract.sources.mosei_features import write_series
 from extract.sources.mosei_inputs import Inputs
@@ -80,7 +83,8 @@ def _media_column(
     with ThreadPoolExecutor(workers) as pool:
         futures = [pool.submit(make, segment) for segment in segments]
         try:
-            for segment, future in zip(segments, futures, strict=True):
+            shown = track(futures, f"prepare {spec.name}", console=Console(stderr=True), transient=True)
+            for segment, future in zip(segments, shown, strict=True):
                 column.put(segment.id, *future.result())
         except BaseException:
             pool.shutdown(cancel_futures=True)  # or the error would wait for every other clip

@@ -49,6 +49,8 @@ def stage(raw: Path, out: Path, settings: Mapping[str, Any]) -> Path:
     if _stamp(partial) != stamp:
         shutil.rmtree(partial, ignore_errors=True)
         write_json(partial / STAMP, {"inputs": stamp})
+    for half in partial.rglob(".*.partial"):  # what a kill left in the middle of a file
+        half.unlink()
     return partial
 
 

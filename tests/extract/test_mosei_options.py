@@ -178,6 +178,7 @@ def test_a_run_that_was_cut_off_is_gone_on_with(
     with pytest.raises(UserError if isinstance(end, OSError) else KeyboardInterrupt, match=r"No space|^$"):
         table_of(sentiment_raw("raw"), tmp_path / "cut", options)
     assert not (tmp_path / "cut/samples").exists()
+    (written[0].parent / ".half.wav.0123.partial").write_bytes(b"RIFF")  # as a kill would leave it
     monkeypatch.setattr(mosei_media, "write_bytes", write)
     cut: list[Path] = []
     write_sound = mosei_columns.write_sound
