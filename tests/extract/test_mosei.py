@@ -84,6 +84,9 @@ def test_what_is_left_out_is_logged_with_its_reason(case: Case) -> None:
         assert reasons.pop(facts["id"]) == facts["reason"]
     assert list(reasons.values()) == ["listed twice"] * expected["duplicates"]
     assert table.info.counts[0].kept == expected["rows"] == len(table.frame) + len(dropped)
+    by_interval = {"start before the video, set to 0": 1, "shorter than 0.5 s": 1, "fold ids without a label": 2}
+    repaired = {"sentiment clipped to -3 .. 3": 1, **({} if expected["layout"] == "mmsa" else by_interval)}
+    assert table.info.source["rules"] == repaired
 
 
 def test_layouts_give_the_same_rows(prepared: Any) -> None:

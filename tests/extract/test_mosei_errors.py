@@ -128,6 +128,10 @@ MMSA = {
     "no column": (edit_labels("clip_id", "clip"), r"lacks the columns \['clip_id'\]"),
     "an unknown mode": (edit_labels(",valid\n", ",dev\n"), "dev"),
     "a label in words": (edit_labels("-0.3333333333333333", "slightly bad"), "no numbers"),
+    "listed twice with another text": (
+        edit_labels("duplicate_A,0,", "duplicate_A,0,not "),
+        r"duplicate_A\$_\$0 is listed twice",
+    ),
     "no split": (edit_pickle(lambda content: {"train": content["train"]}), "lacks valid/id"),
     "rows and ids differ": (edit_pickle(without_rows), r"valid/vision is no array"),
     "a pickle that runs": (edit_pickle(lambda content: {**content, "x": Exploit()}), "class 'builtins.exec'"),

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import av
 import h5py
@@ -125,6 +126,22 @@ def test_case_names_are_unique_and_words_lie_in_their_sentence() -> None:
     assert len({s.name for s in segments}) == len(segments)
     for segment in segments:
         assert all(segment.start <= (a + b) / 2 <= segment.end for _, a, b in segment.spoken), segment.name
+
+
+def test_the_error_of_an_absent_modality_names_the_command_that_works(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run_line: Any
+) -> None:
+    params = Path(__file__).parents[2] / "params.yaml"
+    monkeypatch.chdir(tmp_path)
+    assert run_line("simulate", "sentiment", "--layout", "csd", "--videos", "5")[0] == 0
+    words = ("prepare", "mosei", "--raw", "data/raw/mosei", "--params", params)
+    code, _, err = run_line(*words)
+    assert code == 2
+    assert "holds nothing for audio" in err
+    change = err.partition("--set '")[2].partition("'")[0]
+    code, out, _ = run_line(*words, "--set", change)
+    assert (code, out.split(":")[0]) == (0, "wrote data/mosei/samples")
+    assert run_line(*words, "--set", change, "--set", "datasets.mosei.options.folds=null")[0] == 2
 
 
 def test_refuses_too_few_videos_and_a_folder_of_something_else(tmp_path: Path) -> None:
