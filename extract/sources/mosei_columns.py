@@ -44,7 +44,7 @@ def make_column(name: str, segments: Sequence[Segment], inputs: Inputs, options:
     if name == "video":
         spec = ModalitySpec(name=name, kind="video", column="video_path")
         pace, pixels = options.video_frames_per_second, options.video_pixels
-        write = partial(write_film, frames_per_second=pace, pixels=pixels)
+        write = partial(write_film, frames_per_second=pace, pixels=pixels, quantiser=options.video_quantiser)
         return _media_column(spec, "mp4", segments, inputs.film, write, options.workers, root)
     return _series_column(name, segments, inputs, root)
 

@@ -24,7 +24,6 @@ from scipy.signal import resample_poly
 from cache.publish import write_bytes
 
 BLACK = 20  # of 255; black is 16 in video's limited range
-QUANTISER = 3  # of 1 .. 31, the finest to the coarsest
 F = TypeVar("F", av.AudioFrame, av.VideoFrame)
 NOT_RECORDED, EMPTY, UNREADABLE, NOT_IN_SOURCE = "not_recorded", "empty", "unreadable", "not_in_source"
 
@@ -126,14 +125,15 @@ def _until(frames: Iterator[F], end: float) -> Iterator[F]:
         yield frame
 
 
-def write_film(path: Path, cut: Cut, frames_per_second: int, pixels: int) -> None:
+def write_film(path: Path, cut: Cut, frames_per_second: int, pixels: int, quantiser: int) -> None:
     """Write a cut's film.
 
     Args:
         path: file to write.
         cut: file and interval.
         frames_per_second: of what is written; each is what the source shows at that time.
-        pixels: short side of what is written, an even number; smaller sources keep their size.
+        pixels: short side of what is written; smaller sources keep their size.
+        quantiser: of MPEG-4, from 1, the finest, to 31.
 
     Raises:
         NotThere: the file ends before the segment, is black or damaged.
@@ -149,7 +149,7 @@ def write_film(path: Path, cut: Cut, frames_per_second: int, pixels: int) -> Non
         raise NotThere(NOT_RECORDED)
     if max(int(picture.max()) for picture in pictures) <= BLACK:
         raise NotThere(EMPTY)
-    write_bytes(path, _encoded(pictures, frames_per_second))
+    write_bytes(path, _encoded(pictures, frames_per_second, quantiser))
 
 
 def _pictures(container: InputContainer, cut: Cut, frames_per_second: int, pixels: int) -> Iterator[np.ndarray]:
@@ -175,7 +175,7 @@ def _due(cut: Cut, number: int, frames_per_second: int) -> float:
     return cut.start + number / frames_per_second + 1e-6
 
 
-def _encoded(pictures: list[np.ndarray], frames_per_second: int) -> bytes:
+def _encoded(pictures: list[np.ndarray], frames_per_second: int, quantiser: int) -> bytes:
     """Return an mp4 file without dates or versions in it, so that the same film gives the same bytes."""
     content = io.BytesIO()
     with av.open(content, "w", format="mp4", options={"fflags": "+bitexact"}) as container:
@@ -183,7 +183,7 @@ def _encoded(pictures: list[np.ndarray], frames_per_second: int) -> bytes:
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         codec = stream.codec_context
-        codec.thread_count, codec.qmin, codec.qmax = 1, QUANTISER, QUANTISER
+        codec.thread_count, codec.qmin, codec.qmax = 1, quantiser, quantiser
         codec.flags |= Flags.bitexact
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))

@@ -30,6 +30,8 @@ class Options(BaseModel):
     video_frames_per_second: int = Field(gt=0)
     video_pixels: int = Field(ge=16)
     """Short side of the films that are written; smaller sources keep their size."""
+    video_quantiser: int = Field(ge=1, le=31)
+    """Of MPEG-4: 1 is the finest, with the largest files."""
     feature_bins_per_second: float = Field(gt=0)
     match_seconds: float = Field(ge=0)
     """A sentence belongs to a segment when both ends are as near,"""

@@ -24,7 +24,7 @@ def write_wav(path: Path, video: Video) -> None:
     if video.wav == "absent":
         return
     rate = {"slow": SLOW_HZ, "stereo": STEREO_HZ}.get(video.wav, RATE_HZ)
-    samples = waveform(video, rate)
+    samples = waveform(video, rate, 0, video.seconds)
     if video.wav == "header_only":
         samples = samples[:0]
     if video.wav == "short" and video.wav_seconds:
@@ -43,7 +43,7 @@ def write_film(path: Path, video: Video, start: float, end: float) -> None:
     if video.film == "absent":
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    samples = waveform(video, RATE_HZ)[int(start * RATE_HZ) : int(end * RATE_HZ)]
+    samples = waveform(video, RATE_HZ, start, end)
     with av.open(str(path), "w", format="mp4", options={"fflags": "+bitexact"}) as container:
         _write_streams(container, _pictures(video, start, end), samples)
     if video.film == "truncated":
@@ -51,9 +51,9 @@ def write_film(path: Path, video: Video, start: float, end: float) -> None:
         path.write_bytes(whole[: int(len(whole) * KEPT_OF_DAMAGED)])
 
 
-def waveform(video: Video, rate_hz: int) -> np.ndarray:
+def waveform(video: Video, rate_hz: int, start: float, end: float) -> np.ndarray:
     """Return float32 samples: a quiet hum, and in each segment a tone of 400 Hz, half an octave more per severity."""
-    time = np.arange(int(video.seconds * rate_hz)) / rate_hz
+    time = np.arange(int(start * rate_hz), int(end * rate_hz)) / rate_hz
     samples = 0.02 * np.sin(2 * math.pi * 60 * time)
     for segment in video.segments:
         inside = (time >= segment.start) & (time < segment.end)

@@ -19,6 +19,7 @@ SENTIMENT_OPTIONS: dict[str, Any] = {
     "audio_hz": 16000,
     "video_frames_per_second": 5,
     "video_pixels": 112,
+    "video_quantiser": 3,
     "feature_bins_per_second": 10,
     "match_seconds": 0.6,
     "match_overlap": 0.5,

@@ -43,6 +43,9 @@ def test_same_seed_same_bytes_and_nothing_temporary_is_left(raw: Path, tmp_path:
         assert {name: first[name] for name in first if name != "expected.json"}.items() <= digests(raw).items()
     if layout == "raw":
         assert first == digests(raw)
+    if layout == "mmsa":
+        simulate_sentiment(folder, layout, VIDEOS, seed=3)  # type: ignore[arg-type]
+        assert digests(folder) == first
     assert [path.name for path in tmp_path.iterdir()] == [layout]
 
 
