@@ -4,9 +4,9 @@ Frozen and strict: an unknown key is an error. No field has a default, because `
 home of a value; units are in the names.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PositiveInt = Annotated[int, Field(gt=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -123,24 +123,90 @@ class SpeechSettings(TransformerSettings):
     """Longer clips are cut."""
 
 
+class VideoSettings(TransformerSettings):
+    """MA-Net on each frame of a clip, a Transformer over the frames."""
+
+    type: Literal["manet"]
+    weights: str
+    """`scratch`, a published checkpoint (`.pth.tar`), or the folder of a fitted encoder."""
+    frames: PositiveInt
+    """Of a clip, evenly spaced; a shorter clip has as many tokens as frames."""
+    image_size: PositiveInt
+    """Side in pixels; 224 for published weights."""
+    base_channels: PositiveInt
+    """After the first layer; 64 for published weights."""
+    reverse_second_chain: bool
+    """The multi-scale blocks of the code since April 2023; false for the published weights, which are older."""
+
+
 EncoderSettings = Annotated[
-    TimeSeriesSettings | ImageSettings | HubImageSettings | TextSettings | AudioSettings | SpeechSettings,
+    TimeSeriesSettings
+    | ImageSettings
+    | HubImageSettings
+    | TextSettings
+    | AudioSettings
+    | SpeechSettings
+    | VideoSettings,
     Field(discriminator="type"),
 ]
 
 
-class FitSettings(Settings):
-    """Unimodal training of one encoder: head on the frozen encoder first, then everything."""
+class LoraSettings(Settings):
+    """Low-rank adapters in the attention projections, merged into the encoder when the training is over."""
+
+    rank: PositiveInt
+    alpha: PositiveInt
+    """The adapters' product is scaled by alpha / rank."""
+    dropout: Fraction
+    """Of an adapter's input."""
+
+
+class TuningSettings(Settings):
+    """How encoders are trained, in fit and in the joint stage."""
+
+    blocks: Literal["all"] | Annotated[int, Field(ge=0)]
+    """`all`, or how many of each encoder's last blocks are trained; nothing else of it is, but the placeholder."""
+    lora: LoraSettings | None
+    """Adapters in place of the weights of these blocks; null: the weights themselves."""
+    layer_decay: Annotated[float, Field(gt=0, le=1)]
+    """Learning rate of a block as a share of the next one's; the last block's is this share of the encoder's rate."""
+    warmup_steps: Annotated[int, Field(ge=0)]
+    """Steps over which the learning rate rises linearly to its value."""
+    precision: Literal["float32", "bfloat16", "float16"]
+    """Of the forward pass (autocast); weights are float32. `float16` needs a CUDA device."""
+    micro_batches: PositiveInt
+    """Parts of a batch that are computed one after the other; their gradients add up to the batch's."""
+    checkpointing: bool
+    """Gradient checkpointing in the encoders: less memory, more time."""
+
+    @model_validator(mode="after")
+    def _adapters_have_a_block(self) -> Self:
+        if self.lora is not None and self.blocks == 0:
+            raise ValueError(
+                "lora puts adapters into trained blocks, and blocks is 0. Set blocks to all, or lora: null"
+            )
+        return self
+
+
+class FitSettings(TuningSettings):
+    """Unimodal training of one encoder: head on the frozen encoder first, then the encoder too.
+
+    An encoder that starts from scratch is trained whole from the first epoch: `frozen_epochs`, `blocks`, `lora` and
+    `layer_decay` are for those that start from published or fitted weights.
+    """
 
     batch_size: PositiveInt
+    head: Literal["linear", "attention"]
+    """Pooling under the linear layer: the mean of the tokens, or attention of a learned query to them."""
     frozen_epochs: Annotated[int, Field(ge=0)]
-    """Epochs with the encoder frozen; skipped for encoders that start from scratch."""
+    """Epochs with the encoder frozen. With `blocks: 0`, a probe, there are `max_epochs` of them and no others."""
     max_epochs: PositiveInt
     patience_epochs: PositiveInt
     learning_rate: Annotated[float, Field(gt=0)]
     schedule: Literal["constant", "cosine"]
     """Learning rate over the epochs; `cosine` falls to zero at `max_epochs`."""
     head_learning_rate: Annotated[float, Field(gt=0)]
+    """While the encoder is frozen."""
     weight_decay: Annotated[float, Field(ge=0)]
     clip_norm: Annotated[float, Field(gt=0)]
 

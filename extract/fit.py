@@ -1,13 +1,14 @@
-"""Fit one encoder as a unimodal model: encoder, masked mean, head; frozen first if pretrained, then everything.
+"""Fit one encoder as a unimodal model: encoder, pooling, head; frozen first if pretrained, then as the settings say.
 
 These are also the unimodal rows of a comparison. Samples that lack the modality take no part; selection is on the
-validation split, and the test split is scored once with the chosen weights.
+validation split, and the test split is scored once with the chosen weights, in float32 and with adapters merged, as
+they are saved.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors.torch import save_file
@@ -18,30 +19,62 @@ from cache.publish import file_sha256, fingerprint, replacing, write_json
 from extract.config import EncoderSettings, FitSettings
 from extract.encoders.base import Encoder, masked_mean
 from extract.encoders.registry import build_encoder, load_encoder, save_encoder
-from extract.inputs import InputBank, InputBatch
+from extract.inputs import InputBank, InputPart
 from extract.metrics import compute_metrics, monitor_name
 from extract.samples import SamplesTable
 from extract.task import LabelSpec, outputs, probabilities, task_loss
 from extract.training import LoopSettings, run_epochs
+from extract.tuning import autocast, gradient_scaler, parameter_groups, tune
 from extract.values import UnreadableValue, read_value
 
 SPLITS = ("train", "valid", "test")
 
 
-class UnimodalModel(nn.Module):
-    """Encoder, masked mean over tokens, LayerNorm and a linear head."""
+class AttentionPooling(nn.Module):
+    """Attention of one learned query to the valid tokens."""
 
-    def __init__(self, encoder: Encoder, label: LabelSpec) -> None:
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(width))  # starts as the mean
+        self.key = nn.Linear(width, width)
+        self.value = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """[B, T, D] and bool [B, T] to [B, D]; zero where no token is valid."""
+        scores = (self.key(tokens) @ self.query) * tokens.shape[-1] ** -0.5
+        lowest = torch.finfo(scores.dtype).min  # finite: no NaN where no token is valid
+        weights = scores.masked_fill(~valid, lowest).softmax(-1).masked_fill(~valid, 0.0)
+        pooled: Tensor = (weights[:, None] @ self.value(tokens)).squeeze(1)
+        return pooled
+
+
+class MeanPooling(nn.Module):
+    """Mean of the valid tokens."""
+
+    def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
+        """[B, T, D] and bool [B, T] to [B, D]; zero where no token is valid."""
+        return masked_mean(tokens, valid)
+
+
+class UnimodalModel(nn.Module):
+    """Encoder, pooling over tokens, LayerNorm and a linear head."""
+
+    def __init__(self, encoder: Encoder, label: LabelSpec, head: Literal["linear", "attention"]) -> None:
         super().__init__()
         self.encoder, self.label = encoder, label
         self.norm = nn.LayerNorm(encoder.width)
         self.head = nn.Linear(encoder.width, outputs(label))
+        self.pooling = AttentionPooling(encoder.width) if head == "attention" else MeanPooling()
 
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """Logits [B, C] of collated inputs."""
         tokens, embedded = self.encoder(inputs)
-        logits: Tensor = self.head(self.norm(masked_mean(tokens, embedded.valid)))
+        logits: Tensor = self.head(self.norm(self.pooling(tokens, embedded.valid)))
         return logits
+
+    def head_state(self) -> dict[str, Tensor]:
+        """Everything but the encoder."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("encoder.")}
 
 
 def fit_encoder(
@@ -65,17 +98,16 @@ def fit_encoder(
     done = _finished(out, identity)
     if done is not None:
         return done
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    gradient_scaler(fit.precision, device)  # a precision that this machine lacks is said before anything is read
     torch.manual_seed(seed)
     encoder = build_encoder(settings, table.modality(modality), lambda: train_values(table, modality))
     banks = {s: _bank(table, s, modality, encoder) for s in SPLITS}
     encoder.fit_statistics([item for item in banks["train"].items[modality] if item is not None])
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = UnimodalModel(encoder, table.info.label).to(device)
-    if getattr(settings, "weights", "scratch") != "scratch" and fit.frozen_epochs:
-        encoder.requires_grad_(False)
-        _train(model, banks, fit, fit.frozen_epochs, fit.head_learning_rate, out / "frozen", identity, seed)
-        encoder.requires_grad_(True)
-    _train(model, banks, fit, fit.max_epochs, fit.learning_rate, out, identity, seed)
+    model = UnimodalModel(encoder, table.info.label, fit.head).to(device)
+    if getattr(settings, "weights", "scratch") == "scratch":
+        fit = fit.model_copy(update={"blocks": "all", "lora": None, "layer_decay": 1.0, "frozen_epochs": 0})
+    _train(model, banks, fit, out, identity, seed)
     return _write(model, banks, modality, identity, out)
 
 
@@ -105,28 +137,54 @@ def _bank(table: SamplesTable, split: str, modality: str, encoder: Encoder) -> I
 
 
 def _train(
+    model: UnimodalModel, banks: dict[str, InputBank], fit: FitSettings, out: Path, identity: str, seed: int
+) -> None:
+    """Train the head on the frozen encoder, and then both, or for a probe the head alone."""
+    encoder = model.encoder
+    if fit.frozen_epochs or fit.blocks == 0:
+        encoder.requires_grad_(False)
+        first = fit if fit.blocks == 0 else fit.model_copy(update={"max_epochs": fit.frozen_epochs})
+        folder = out if fit.blocks == 0 else out / "frozen"
+        groups = [{"params": list(_trained(model)), "lr": fit.head_learning_rate}]
+        _run(model, banks, first, groups, folder, identity, seed)
+    if fit.blocks == 0:
+        return
+    torch.manual_seed(seed)  # adapters start from random numbers, whether or not the first phase has just run
+    modality, device = banks["train"].modalities[0], encoder.placeholder.device
+    finish = tune(encoder, fit, banks["train"].example(modality, device))
+    _run(model, banks, fit, _groups(model, fit), out, identity, seed)
+    finish()
+
+
+def _trained(module: nn.Module) -> Iterable[nn.Parameter]:
+    return (p for p in module.parameters() if p.requires_grad)
+
+
+def _groups(model: UnimodalModel, fit: FitSettings) -> list[dict[str, Any]]:
+    if fit.layer_decay == 1:
+        return [{"params": list(_trained(model)), "lr": fit.learning_rate}]
+    head = [p for name, p in model.named_parameters() if not name.startswith("encoder.")]
+    groups = parameter_groups(model.encoder, fit.learning_rate, fit.layer_decay)
+    return [*groups, {"params": head, "lr": fit.learning_rate}]
+
+
+def _run(
     model: UnimodalModel,
     banks: dict[str, InputBank],
     fit: FitSettings,
-    max_epochs: int,
-    learning_rate: float,
+    groups: list[dict[str, Any]],
     folder: Path,
     identity: str,
     seed: int,
 ) -> None:
-    device = next(model.parameters()).device
-    trained = [p for p in model.parameters() if p.requires_grad]
+    device = model.head.weight.device
     modality = banks["train"].modalities[0]
 
-    def batches(epoch: int, generator: torch.Generator) -> Iterator[InputBatch]:
-        order = torch.randperm(len(banks["train"]), generator=generator)
-        for rows in order.split(fit.batch_size):
-            yield banks["train"].batch(rows).to(device)
-
-    def step(batch: InputBatch, generator: torch.Generator) -> dict[str, Tensor]:
-        inputs = model.encoder.augment(batch.inputs[modality], generator)
-        assert batch.labels is not None
-        return {"loss": task_loss(model(inputs), batch.labels, model.label)}
+    def step(part: InputPart, generator: torch.Generator) -> dict[str, Tensor]:
+        assert part.batch.labels is not None
+        with autocast(fit.precision, device):
+            loss = task_loss(model(part.batch.inputs[modality]), part.batch.labels, model.label)
+        return {"loss": loss * part.label_weight}
 
     def validate() -> dict[str, float]:
         metrics = _score(model, banks["valid"])
@@ -137,14 +195,18 @@ def _train(
 
     run_epochs(
         model,
-        torch.optim.AdamW(trained, lr=learning_rate, weight_decay=fit.weight_decay),
-        batches=batches,
+        torch.optim.AdamW(groups, weight_decay=fit.weight_decay),
+        batches=lambda epoch, generator: banks["train"].epoch(fit.batch_size, generator, device),
         step=step,
         validate=validate,
-        settings=LoopSettings(max_epochs, fit.patience_epochs, fit.clip_norm, seed, fit.schedule),
+        settings=LoopSettings(
+            fit.max_epochs, fit.patience_epochs, fit.clip_norm, seed, fit.schedule, warmup_steps=fit.warmup_steps
+        ),
         folder=folder,
         fingerprint=identity,
+        parts=lambda batch: batch.parts(fit.micro_batches),
         describe=f"fit {modality}",
+        scaler=gradient_scaler(fit.precision, device),
     )
 
 
@@ -168,8 +230,7 @@ def _write(
     unreadable = {split: dict(bank.unreadable[modality]) for split, bank in banks.items()}
     (out / "config.json").unlink(missing_ok=True)  # the mark of a finished fit: it must never vouch for other weights
     with replacing(out / "head.safetensors") as temporary:
-        head = {**model.norm.state_dict(prefix="norm."), **model.head.state_dict(prefix="head.")}
-        save_file({name: value.contiguous() for name, value in head.items()}, temporary)
+        save_file({name: value.contiguous() for name, value in model.head_state().items()}, temporary)
     metrics = {**splits, "samples": counts, "unreadable": unreadable}
     write_json(out / "metrics.json", metrics)
     save_encoder(model.encoder, out, {"stage": "fit", "fingerprint": identity, "fitted": True})

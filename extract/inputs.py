@@ -1,22 +1,25 @@
 """Preprocessed encoder inputs of one split, held in memory, for training encoders (fit and the joint stage).
 
 Every value is read and preprocessed once; a value that cannot be read counts as missing and is counted by reason.
-Memory is that of the preprocessed inputs; a batch collates only the rows that have a modality.
+Memory is that of the preprocessed inputs; a batch collates only the rows that have a modality. A batch that is too
+large for a device is computed in parts, padded as the whole batch is.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from extract.encoders.base import Encoder
+from extract.ranks import Ranks, Share
 from extract.samples import SamplesTable
 from extract.values import UnreadableValue, read_value
 
 Inputs = dict[str, np.ndarray]
+EXAMPLES = 2
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,40 @@ class InputBatch:
             self.observed.to(device),
             None if self.labels is None else self.labels.to(device),
         )
+
+    def augmented(self, encoders: Mapping[str, Encoder], generator: torch.Generator) -> "InputBatch":
+        """Return the batch with each encoder's random changes of training inputs."""
+        changed = {name: encoders[name].augment(inputs, generator) for name, inputs in self.inputs.items()}
+        return replace(self, inputs=changed)
+
+    def parts(self, count: int) -> "list[InputPart]":
+        """Split into at most `count` parts of consecutive rows, none of them empty."""
+        total = len(self.observed)
+        count = min(count, total)
+        return [self._part(Ranks(number, count).share(total)) for number in range(count)]
+
+    def _part(self, share: Share) -> "InputPart":
+        here = slice(share.first, share.last)
+        inputs, rows = {}, {}
+        for name, places in self.rows.items():
+            mine = ((places >= share.first) & (places < share.last)).nonzero().flatten()
+            if len(mine):
+                rows[name] = places[mine] - share.first
+                inputs[name] = {key: value[mine] for key, value in self.inputs[name].items()}
+        labels = None if self.labels is None else self.labels[here]
+        weight = share.weight
+        if self.labels is not None and labels is not None:
+            weight = float(torch.isfinite(labels).sum() / torch.isfinite(self.labels).sum().clamp(min=1))
+        return InputPart(InputBatch(inputs, rows, self.observed[here], labels), share, weight)
+
+
+@dataclass(frozen=True)
+class InputPart:
+    """Rows of a batch, and what their means count in those of the batch: over samples, and over labelled entries."""
+
+    batch: InputBatch
+    share: Share
+    label_weight: float
 
 
 @dataclass(frozen=True)
@@ -90,6 +127,16 @@ class InputBank:
                 inputs[name] = self.encoders[name].collate([item for _, item in have])
                 observed[present[name], column] = True
         return InputBatch(inputs, present, observed, None if self.labels is None else self.labels[rows])
+
+    def epoch(self, batch_size: int, generator: torch.Generator, device: torch.device | str) -> Iterator[InputBatch]:
+        """Augmented training batches in random order, on `device`."""
+        for rows in torch.randperm(len(self), generator=generator).split(batch_size):
+            yield self.batch(rows).to(device).augmented(self.encoders, generator)
+
+    def example(self, modality: str, device: torch.device | str) -> dict[str, Tensor]:
+        """Return collated inputs of one modality, of the first rows that have it, on `device`."""
+        have = [item for item in self.items[modality] if item is not None][:EXAMPLES]
+        return {key: value.to(device) for key, value in self.encoders[modality].collate(have).items()}
 
     def without_empty(self) -> "InputBank":
         """Drop samples that have no readable modality: nothing can be learned from them."""

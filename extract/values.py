@@ -1,4 +1,4 @@
-"""Raw values of a samples table: text, images, series, audio and features, read safely.
+"""Raw values of a samples table: text, images, series, audio, video and features, read safely.
 
 A value that cannot be used (absent file, corrupt image, empty text, no finite number) raises `UnreadableValue` with a
 reason; callers count the sample as missing in that modality. Paths never leave the table's root; nothing is unpickled.
@@ -10,10 +10,12 @@ import struct
 import tokenize
 import zipfile
 import zlib
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import av
 import h5py
 import numpy as np
 import pandas as pd
@@ -48,11 +50,42 @@ class Waveform:
     rate_hz: int
 
 
+@dataclass(frozen=True)
+class Video:
+    """A video file; decoded when frames are asked for, since whole clips do not fit the memory."""
+
+    path: Path
+
+    def frames(self, most: int) -> list[Image.Image]:
+        """Return `most` RGB frames, evenly spaced over the file, or all of a shorter one.
+
+        Decodes the file twice: first to count its frames, which containers get wrong.
+
+        Raises:
+            UnreadableValue: it cannot be decoded, or has no frames.
+        """
+        count = sum(1 for _ in self._decoded())
+        if not count:
+            raise UnreadableValue("video has no frames")
+        # The middle frame of each of `most` equal parts.
+        wanted = {(2 * part + 1) * count // (2 * most) for part in range(most)} if count > most else set(range(count))
+        return [frame.to_image() for number, frame in enumerate(self._decoded()) if number in wanted]
+
+    def _decoded(self) -> Iterator[Any]:
+        try:
+            with av.open(str(self.path)) as container:
+                if not container.streams.video:
+                    raise UnreadableValue("file has no video stream")
+                yield from container.decode(video=0)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise UnreadableValue(f"video cannot be decoded ({type(error).__name__})") from error
+
+
 def read_value(table: SamplesTable, row: Any, modality: str) -> Any | None:
     """Return a sample's raw value, or None where it is missing.
 
     Returns:
-        str, PIL.Image (mode L or RGB), `TimeSeries`, `Waveform`, or float32 [T, D] features.
+        str, PIL.Image (mode L or RGB), `TimeSeries`, `Waveform`, `Video`, or float32 [T, D] features.
 
     Raises:
         UnreadableValue: with the reason.
@@ -61,8 +94,7 @@ def read_value(table: SamplesTable, row: Any, modality: str) -> Any | None:
     cell = row[spec.column]
     if _is_null(cell):
         return None
-    readers = {"text": _text, "image": _image, "audio": _audio, "timeseries": _series, "features": _features}
-    return readers[spec.kind](table, row, spec)
+    return READERS[spec.kind](table, row, spec)
 
 
 def value_digest(table: SamplesTable, row: Any, modality: str) -> str | None:
@@ -162,6 +194,10 @@ def _audio(table: SamplesTable, row: Any, spec: ModalitySpec) -> Waveform:
     return Waveform(samples.mean(axis=1), int(rate))
 
 
+def _video(table: SamplesTable, row: Any, spec: ModalitySpec) -> Video:
+    return Video(_locate(table, str(row[spec.column]))[0])
+
+
 def _numbers(table: SamplesTable, row: Any, spec: ModalitySpec) -> np.ndarray:
     if spec.column.endswith("_array"):
         values = _shaped(row, spec)
@@ -229,3 +265,13 @@ def _features(table: SamplesTable, row: Any, spec: ModalitySpec) -> np.ndarray:
     if not np.isfinite(values).all():
         raise UnreadableValue("features hold values that are not finite")
     return values
+
+
+READERS: dict[str, Callable[[SamplesTable, Any, ModalitySpec], Any]] = {
+    "text": _text,
+    "image": _image,
+    "timeseries": _series,
+    "audio": _audio,
+    "video": _video,
+    "features": _features,
+}

@@ -34,6 +34,8 @@ SECTIONS: dict[str, type[Settings]] = {
     "joint": JointSettings,
     "evaluate": EvaluateSettings,
 }
+IMPORTED = "imported"
+"""In place of an encoder's name: the modality's tokens are made elsewhere and come by `selfmask cache import`."""
 PRESET_SECTIONS = ("model", "selfmask", "compared", "train", "joint")
 Overrides = dict[str, dict[str, Any]]
 
@@ -52,7 +54,7 @@ class DatasetSettings(Settings):
 
     options: dict[str, Any]
     encoders: dict[str, str]
-    """Modality to the name of an encoder."""
+    """Modality to the name of an encoder, or `imported`."""
     settings: Overrides
 
 
@@ -85,7 +87,13 @@ class Params(Settings):
             raise UserError(
                 f"'{modality}' is no modality of {self.dataset.name}; it has {', '.join(self.source.encoders)}."
             )
-        return self.encoders[self.source.encoders[modality]]
+        name = self.source.encoders[modality]
+        if name == IMPORTED:
+            raise UserError(
+                f"'{modality}' of {self.dataset.name} has no encoder: its tokens are imported. Run `selfmask cache "
+                f"import ... --into {self.tokens}/{modality}.zarr`, then `selfmask train`."
+            )
+        return self.encoders[name]
 
     @property
     def samples(self) -> Path:
@@ -231,10 +239,9 @@ def _cross_check(params: Params, path: Path) -> None:
         )
     for name, dataset in params.datasets.items():
         for modality, encoder in dataset.encoders.items():
-            if encoder not in params.encoders:
-                raise UserError(
-                    f"{path}: datasets.{name}.encoders.{modality} is '{encoder}'. Known: {', '.join(params.encoders)}."
-                )
+            if encoder not in (*params.encoders, IMPORTED):
+                known_names = ", ".join([*params.encoders, IMPORTED])
+                raise UserError(f"{path}: datasets.{name}.encoders.{modality} is '{encoder}'. Known: {known_names}.")
     sized = {"model": params.model, **{f"encoders.{name}": value for name, value in params.encoders.items()}}
     for section, sizes in sized.items():
         if sizes.width % sizes.heads:

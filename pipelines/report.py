@@ -85,6 +85,7 @@ def _page(params: Params, table: SamplesTable, metrics: dict[str, Any], pictures
     titles = {"natural": "Natural missingness", "protocol": "Protocol: one or two modalities dropped"}
     for scenario, title in titles.items():
         lines += ["", f"## {title}", "", *_table(metrics, scenario)]
+    lines += _unimodal(params)
     comparisons = params.metrics / "comparisons.json"
     found = json.loads(comparisons.read_text()) if comparisons.exists() else {}
     if found:
@@ -93,6 +94,21 @@ def _page(params: Params, table: SamplesTable, metrics: dict[str, Any], pictures
     for name in pictures:
         lines += ["", f"![{Path(name).stem}]({name})", "", CAPTIONS[name]]
     return "\n".join([*lines, ""])
+
+
+def _unimodal(params: Params) -> list[str]:
+    """The models that `fit` trained, each on the test samples that have its modality."""
+    paths = {m: params.encoder_folder(m) / "metrics.json" for m in params.dataset.modalities}
+    fitted = {m: json.loads(path.read_text()) for m, path in paths.items() if path.is_file()}
+    names = [name for name in SHOWN if any(name in metrics["test"] for metrics in fitted.values())]
+    if not names:  # tokens that were made elsewhere have no fitted encoder
+        return []
+    lines = ["", "## One modality alone: what `fit` trained, on the test samples that have it", ""]
+    lines += [f"| modality | samples | {' | '.join(names)} |", f"|---|---|{'---|' * len(names)}"]
+    for modality, metrics in fitted.items():
+        cells = [_cell({"mean": metrics["test"].get(name)}) for name in names]
+        lines.append(f"| {modality} | {metrics['samples']['test']} | {' | '.join(cells)} |")
+    return lines
 
 
 def _table(metrics: dict[str, Any], scenario: str) -> list[str]:

@@ -36,8 +36,9 @@ def _told(problem: Any, root: type[BaseModel]) -> str:
         return f"unknown key '{where[-1]}' in {section}. Known: {_known(where[:-1], root)}"
     if problem["type"] == "missing":
         return f"'{'.'.join(where)}' is missing"
-    given = f" (given: {problem.get('input')!r})" if where else ""
-    return f"{'.'.join(where) or 'the file'}: {problem['msg']}{given}"
+    whole = not where or problem["type"] == "value_error"  # a section's own message says what is wrong in it
+    given = "" if whole else f" (given: {problem.get('input')!r})"
+    return f"{'.'.join(where) or 'the file'}: {problem['msg'].removeprefix('Value error, ')}{given}"
 
 
 def _known(where: Sequence[str], root: type[BaseModel]) -> str:

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from extract.config import Fraction, PositiveInt, Settings
+from extract.config import Fraction, PositiveInt, Settings, TuningSettings
 
 MethodName = Literal[
     "selfmask",
@@ -234,11 +234,13 @@ class TrainSettings(Settings):
     """Weight of the loss by which more modalities must not do worse than fewer, for every method; 0 switches it off."""
 
 
-class JointSettings(Settings):
-    """Encoders and model together on masked inputs (eq. 5 as written)."""
+class JointSettings(TuningSettings):
+    """Encoders and model together on masked inputs (eq. 5 as written).
 
-    blocks: Literal["all"] | PositiveInt
-    """`all`, or how many of each encoder's last blocks are trained."""
+    `blocks: 0` trains the model and the placeholders on frozen encoders; `layer_decay` starts from
+    `encoder_learning_rate`.
+    """
+
     batch_size: PositiveInt
     max_epochs: PositiveInt
     patience_epochs: PositiveInt
@@ -246,8 +248,6 @@ class JointSettings(Settings):
     encoder_learning_rate: Annotated[float, Field(gt=0)]
     weight_decay: Annotated[float, Field(ge=0)]
     clip_norm: Annotated[float, Field(gt=0)]
-    checkpointing: bool
-    """Gradient checkpointing in the encoders: less memory, more time."""
 
 
 class EvaluateSettings(Settings):

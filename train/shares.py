@@ -29,22 +29,30 @@ class SharedBatch:
         return replace(self, tokens=move(self.tokens, device))
 
     def weighted(self, output: Output) -> dict[str, Tensor]:
-        """Return the losses so that they, and their gradients, add up over the ranks to those of the whole batch.
+        """Return the losses so that they, and their gradients, add up over the ranks to those of the whole batch."""
+        return weighted(output, self.share, self.label_weight)
 
-        `target_sd/...`, a deviation that is logged alone, becomes the mean of the ranks' deviations.
-        """
-        losses = output.losses
-        if self.share.weight == 1 and self.label_weight == 1:
-            return losses
-        labelled = sum(
-            (weight * losses[name] for name, weight in output.labelled.items()), torch.zeros_like(losses["loss"])
-        )
-        weighted = {
-            name: loss * (self.label_weight if name in output.labelled else self.share.weight)
-            for name, loss in losses.items()
-        }
-        total = (losses["loss"] - labelled) * self.share.weight + labelled * self.label_weight
-        return {**weighted, "loss": total}
+
+def weighted(output: Output, share: Share, label_weight: float) -> dict[str, Tensor]:
+    """Return the losses of a part so that they, and their gradients, add up over the parts to those of the batch.
+
+    `target_sd/...`, a deviation that is logged alone, becomes the mean of the parts' deviations.
+
+    Args:
+        output: of the part's rows.
+        share: which rows of the batch they are.
+        label_weight: what a mean over their labelled entries counts in that of the batch.
+    """
+    losses = output.losses
+    if share.weight == 1 and label_weight == 1:
+        return losses
+    labelled = sum(
+        (weight * losses[name] for name, weight in output.labelled.items()), torch.zeros_like(losses["loss"])
+    )
+    counted = {
+        name: loss * (label_weight if name in output.labelled else share.weight) for name, loss in losses.items()
+    }
+    return {**counted, "loss": (losses["loss"] - labelled) * share.weight + labelled * label_weight}
 
 
 def whole_share(batch: TokenBatch) -> SharedBatch:

@@ -83,10 +83,6 @@ class AudioEncoder(Encoder):
         """Transformer blocks."""
         return list(self.transformer.blocks)
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass."""
-        self.transformer.checkpointing = enabled
-
     def length(self, item: dict[str, np.ndarray]) -> int:
         """Return the number of groups of frames."""
         return -(-len(item["frames"]) // self.settings.frames_per_token)

@@ -8,11 +8,13 @@ the attention mask only, masking to the tokens only.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from extract.samples import ModalitySpec
 
@@ -75,7 +77,7 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
-        """Return the Transformer blocks in order."""
+        """Return the blocks from input to output: what is trained, adapted or recomputed block by block."""
 
     @abstractmethod
     def token_spans(self, value: Any) -> list[tuple[float, ...]]:
@@ -101,7 +103,11 @@ class Encoder(nn.Module, ABC):
         return inputs
 
     def set_checkpointing(self, enabled: bool) -> None:
-        """Switch gradient checkpointing, where the encoder supports it."""
+        """Recompute each block in the backward pass of training: less memory, more time, the same gradients."""
+        for block in self.blocks():
+            block.__dict__.pop("forward", None)
+            if enabled:
+                block.forward = partial(_recomputed, block.forward)
 
     def fit_statistics(self, values: Sequence[dict[str, np.ndarray]]) -> None:
         """Fit normalisation on preprocessed training values; nothing by default."""
@@ -109,6 +115,12 @@ class Encoder(nn.Module, ABC):
     def assets(self) -> dict[str, Any]:
         """Return what `load` needs besides settings and weights, as JSON (a tokenizer, channel names)."""
         return {}
+
+
+def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if not torch.is_grad_enabled():  # in evaluation; a part may be in that mode in training, too
+        return forward(*args, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
 
 def pad(arrays: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:

@@ -57,10 +57,6 @@ class HubImageEncoder(PatchEncoder):
         """Transformer blocks."""
         return pretrained.transformer_blocks(self.trunk)
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass."""
-        pretrained.set_checkpointing(self.trunk, enabled)
-
     def assets(self) -> dict[str, Any]:
         """The tower's sizes, its preprocessing, and where its weights came from."""
         return {"config": pretrained.saved_config(self.trunk), "scale": self.scale.json(), "origin": self.origin}

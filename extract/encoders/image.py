@@ -55,10 +55,6 @@ class ImageEncoder(PatchEncoder):
         """Transformer blocks."""
         return list(self.vit.blocks)
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass."""
-        self.vit.set_grad_checkpointing(enabled)
-
     def assets(self) -> dict[str, Any]:
         """Name, arguments, preprocessing and origin of a pretrained timm architecture; empty from scratch."""
         return self.architecture
@@ -70,11 +66,7 @@ class ImageEncoder(PatchEncoder):
 
     def _own(self, tokens: Tensor) -> Tensor:
         hidden = self.vit.norm_pre(self.vit.patch_drop(self.vit._pos_embed(tokens)))
-        if self.vit.grad_checkpointing and self.training:
-            hidden = timm.models.checkpoint_seq(self.vit.blocks, hidden)
-        else:
-            hidden = self.vit.blocks(hidden)
-        result: Tensor = self.vit.norm(hidden)
+        result: Tensor = self.vit.norm(self.vit.blocks(hidden))
         return result
 
     def _any(self, tokens: Tensor) -> Tensor:

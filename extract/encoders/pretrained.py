@@ -181,11 +181,3 @@ def transformer_blocks(trunk: nn.Module) -> list[nn.Module]:
     lists = [module for module in trunk.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
     sizes = [sum(p.numel() for p in module.parameters()) for module in lists]
     return list(lists[sizes.index(max(sizes))]) if lists else [trunk]
-
-
-def set_checkpointing(trunk: Any, enabled: bool) -> None:
-    """Recompute blocks in the backward pass of a transformers model."""
-    if enabled:
-        trunk.gradient_checkpointing_enable()
-    else:
-        trunk.gradient_checkpointing_disable()

@@ -104,10 +104,6 @@ class TextEncoder(Encoder):
         """Transformer blocks."""
         return pretrained.transformer_blocks(self.bert)
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass."""
-        pretrained.set_checkpointing(self.bert, enabled)
-
     def token_spans(self, value: str) -> list[tuple[float, ...]]:
         """Character spans; (0, 0) for special tokens."""
         return [(float(a), float(b)) for a, b in self.tokenizer.encode(value).offsets]

@@ -112,10 +112,6 @@ class TimeSeriesEncoder(Encoder):
         """Transformer blocks."""
         return list(self.transformer.blocks)
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass."""
-        self.transformer.checkpointing = enabled
-
     def length(self, item: dict[str, np.ndarray]) -> int:
         """Return the number of groups of bins."""
         return -(-len(item["values"]) // self.settings.bins_per_token)

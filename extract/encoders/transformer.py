@@ -1,14 +1,12 @@
 """The small pre-norm Transformer of the from-scratch encoders, with sinusoidal positions.
 
-The nested-tensor fast path is off: it would zero padded rows in evaluation only. Checkpointing recomputes each block
-in the backward pass.
+The nested-tensor fast path is off: it would zero padded rows in evaluation only.
 """
 
 import math
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from extract.config import TransformerSettings
 
@@ -31,7 +29,6 @@ class SequenceTransformer(nn.Module):
             for _ in range(settings.layers)
         )
         self.norm = nn.LayerNorm(settings.width)
-        self.checkpointing = False
 
     def forward(self, tokens: Tensor, valid: Tensor) -> Tensor:
         """Contextualise valid tokens."""
@@ -39,10 +36,7 @@ class SequenceTransformer(nn.Module):
         padding = torch.zeros_like(valid, dtype=hidden.dtype).masked_fill(~valid, float("-inf"))
         padding = padding.masked_fill(~valid.any(-1, keepdim=True), 0.0)  # a fully padded row must not give NaN
         for block in self.blocks:
-            if self.checkpointing and self.training:
-                hidden = checkpoint(block, hidden, src_key_padding_mask=padding, use_reentrant=False)
-            else:
-                hidden = block(hidden, src_key_padding_mask=padding)
+            hidden = block(hidden, src_key_padding_mask=padding)
         result: Tensor = self.norm(hidden)
         return result
 

@@ -92,10 +92,6 @@ class Wav2Vec2Encoder(Encoder):
         """Transformer blocks."""
         return list(self.trunk.encoder.layers)
 
-    def set_checkpointing(self, enabled: bool) -> None:
-        """Recompute blocks in the backward pass."""
-        pretrained.set_checkpointing(self.trunk, enabled)
-
     def length(self, item: dict[str, np.ndarray]) -> int:
         """Return the number of frames."""
         return self._frames(len(item["samples"]))

@@ -23,6 +23,7 @@ SERIES = TimeSeriesSettings(type="timeseries", bins_per_token=2, max_bins=6, dro
 TEXT = TextSettings(type="bert", weights="scratch", revision=None, max_tokens=8, vocabulary=40, **SMALL)
 FIT = FitSettings(
     batch_size=16,
+    head="linear",
     frozen_epochs=1,
     max_epochs=4,
     patience_epochs=4,
@@ -31,6 +32,13 @@ FIT = FitSettings(
     head_learning_rate=0.02,
     weight_decay=0.01,
     clip_norm=1.0,
+    blocks="all",
+    lora=None,
+    layer_decay=1.0,
+    warmup_steps=0,
+    precision="float32",
+    micro_batches=1,
+    checkpointing=False,
 )
 
 

@@ -203,6 +203,7 @@ def test_the_whole_pipeline_by_its_commands(inside: Path, run_line: Any) -> None
         assert name in page
     assert not any(f"s{i:03d}" in page for i in range(60)), "the report must not hold sample ids"
     assert "| selfmask |" in page
+    _one_modality_alone(inside, page)
 
     # The rest needs the trained pipeline.
     _finished_stages_change_nothing(inside, run_line)
@@ -210,6 +211,14 @@ def test_the_whole_pipeline_by_its_commands(inside: Path, run_line: Any) -> None
     _cache_json(run_line)
     _another_method_in_the_list_trains_nothing_again(inside, run_line)
     _no_report_without_metrics(inside, run_line)
+
+
+def _one_modality_alone(root: Path, page: str) -> None:
+    rows = dict.fromkeys(("first", "second"), "")
+    rows |= {line.split(" | ")[0].removeprefix("| "): line for line in page.split("One modality alone")[1].splitlines()}
+    for modality in ("first", "second"):
+        metrics = json.loads((root / f"models/own/encoders/{modality}/metrics.json").read_text())
+        assert f"| {metrics['samples']['test']} | {metrics['test']['auroc']:.3f} |" in rows[modality]
 
 
 def _finished_stages_change_nothing(root: Path, run_line: Any) -> None:

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from cache.errors import UserError
-from pipelines.params import PRESET_SECTIONS, SECTIONS, load_params
+from pipelines.params import IMPORTED, PRESET_SECTIONS, SECTIONS, load_params
 
 ROOT = Path(__file__).parents[2]
 FILE = ROOT / "params.yaml"
@@ -39,7 +39,8 @@ def edited(tmp_path: Path) -> Any:
 def test_every_data_set_loads_with_every_preset(name: str, preset: str) -> None:
     params = load_params(FILE, [*choose(name), f"preset={preset}"])
     for modality in params.dataset.modalities:
-        assert params.encoder(modality) == params.encoders[RAW["datasets"][name]["encoders"][modality]]
+        encoder = RAW["datasets"][name]["encoders"][modality]
+        assert encoder == IMPORTED or params.encoder(modality) == params.encoders[encoder]
     for section in PRESET_SECTIONS:
         for key, value in (RAW["presets"][preset].get(section) or {}).items():
             assert getattr(getattr(params, section), key) == value
@@ -127,6 +128,14 @@ def test_an_unknown_key_names_section_key_and_known_keys(section: str, edited: A
         ("seeds=[1, 1]", ["seeds"]),
         ("train.learning_rate=fast", ["train.learning_rate", "'fast'"]),
         ("train.learning_rate=-1", ["train.learning_rate", "-1"]),
+        ("fit.blocks=-1", ["fit.blocks", "-1"]),
+        ("joint.blocks=last", ["joint.blocks", "'all'", "'last'"]),
+        ("joint.layer_decay=1.5", ["joint.layer_decay", "1.5"]),
+        ("joint.micro_batches=0", ["joint.micro_batches", "greater than 0"]),
+        ("fit.precision=int8", ["fit.precision", "'bfloat16'", "'int8'"]),
+        ("fit.head=mlp", ["fit.head", "'attention'", "'mlp'"]),
+        ("fit.lora={rank: 0, alpha: 8, dropout: 0.1}", ["fit.lora.rank", "greater than 0"]),
+        ("joint.lora={rank: 4, alpha: 8, dropout: 0.1, targets: all}", ["'targets'", "joint.lora", "rank"]),
         ("selfmask=3", ["selfmask"]),
         ("train.max_epochs", ["section.key=value"]),
         ("train.=1", ["section.key=value"]),
@@ -172,3 +181,10 @@ def test_loading_changes_nothing(tmp_path: Path) -> None:
     path = Path(shutil.copy(FILE, tmp_path))
     assert load_params(path, ["train.max_epochs=3"]) != load_params(path)
     assert path.read_bytes() == FILE.read_bytes()
+
+
+def test_a_modality_of_imported_tokens_has_no_encoder() -> None:
+    changes = ["dataset.name=mosi", "dataset.modalities=[text, audio]"]
+    params = load_params(FILE, changes)
+    with pytest.raises(UserError, match="cache import"):
+        params.encoder("text")

@@ -12,7 +12,7 @@ from extract.inputs import InputBank
 from extract.task import LabelSpec
 from train.config import ModelSettings, SelfMaskSettings
 from train.encoded import EncodedBank, EncodedSource
-from train.joint import JointModel, choose_trained
+from train.joint import JointModel
 from train.methods.base import ModelSpec
 from train.methods.selfmask import SelfMask
 
@@ -105,15 +105,6 @@ def test_the_mask_predictor_gets_none_when_not_asked() -> None:
     model = joint(made, "none").train()
     model(bank(made).batch(torch.arange(8)), torch.Generator().manual_seed(0)).losses["loss"].backward()
     assert all(p.grad is None for p in model.method.h.parameters())
-
-
-def test_only_the_last_blocks_are_trained_when_asked() -> None:
-    encoder = encoders()["ehr"]
-    choose_trained(encoder, 1)
-    assert [any(p.requires_grad for p in block.parameters()) for block in encoder.blocks()] == [False, True]
-    assert encoder.placeholder.requires_grad
-    choose_trained(encoder, "all")
-    assert all(p.requires_grad for p in encoder.parameters())
 
 
 def test_checkpointing_gives_the_same_gradients() -> None:
