@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from extract.samples import SPLITS, SamplesTable
-from extract.values import UnreadableValue, read_value, value_digest
+from extract.values import UnreadableValue, Video, read_value, value_digest
 
 EXAMPLES = 5
 
@@ -56,7 +56,9 @@ def unreadable(table: SamplesTable) -> dict[str, dict[str, dict[str, Any]]]:
     for place, (_, row) in enumerate(table.frame.iterrows()):
         for name in table.modalities:
             try:
-                read_value(table, row, name)
+                value = read_value(table, row, name)
+                if isinstance(value, Video):
+                    value.frames(1)  # it is decoded when frames are asked for
             except UnreadableValue as reason:
                 found[name][str(reason)].append(place)
     return {name: {reason: _counted(rows) for reason, rows in reasons.items()} for name, reasons in found.items()}

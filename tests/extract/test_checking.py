@@ -59,6 +59,21 @@ def test_unreadable_values_are_counted_by_reason_and_row(tmp_path: Path) -> None
     assert problems(summary) == ["3 values cannot be read"]
 
 
+def test_a_film_is_decoded_to_know_whether_it_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "a.mp4").write_bytes(b"no film")
+    info = DatasetInfo(
+        name="films",
+        label=LabelSpec(kind="binary", names=("smile",)),
+        modalities=(ModalitySpec(name="film", kind="video", column="film_path"),),
+    )
+    row = {"sample_id": "a", "group_id": "a", "split": "train", "label": 1, "film_path": "a.mp4"}
+    none = pd.DataFrame([], columns=["source_id", "step", "reason"], dtype=str)
+    table = SamplesTable.write(tmp_path, info, pd.DataFrame([row]), none)
+    ((reason, facts),) = describe(table)["unreadable"]["film"].items()
+    assert "video cannot be decoded" in reason
+    assert facts == {"count": 1, "rows": [0]}
+
+
 def test_contents_in_several_splits_are_found_and_within_one_are_not(tmp_path: Path) -> None:
     table = write_table(tmp_path, note_text=["same", None, "same", "four", "same", None])
     (tmp_path / "4.png").write_bytes((tmp_path / "0.png").read_bytes())

@@ -14,7 +14,7 @@ import soundfile
 
 from extract.samples import SPLITS, SamplesTable
 from extract.sources.mosei import prepare_mosei
-from extract.values import TimeSeries, Waveform, read_value
+from extract.values import TimeSeries, Video, Waveform, read_value
 
 pytestmark = pytest.mark.usefixtures("no_flush")
 MODALITIES = {
@@ -116,8 +116,9 @@ def test_invariants_of_every_table(case: Case) -> None:
     assert str(table.root.parent) not in (table.root / "dataset.json").read_text()
     for _, row in frame.iterrows():
         for spec in table.info.modalities:
-            if spec.kind != "video" and not pd.isna(row[spec.column]):
-                assert read_value(table, row, spec.name) is not None
+            if not pd.isna(row[spec.column]):
+                value = read_value(table, row, spec.name)
+                assert value.frames(2) if isinstance(value, Video) else value is not None
 
 
 @pytest.mark.parametrize("layout", ["raw", "mmsa"])

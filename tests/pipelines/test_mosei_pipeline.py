@@ -16,7 +16,7 @@ def test_from_raw_media_to_metrics(sentiment_project: Any) -> None:
     assert set(metrics) == METHODS
     assert all(0 <= metrics[name]["natural"]["auroc"]["mean"] <= 1 for name in METHODS)
     page = (project.root / "reports/mosei/report.md").read_text()
-    for modality in ("text", "audio", "covarep", "facet"):
+    for modality in ("text", "audio", "video", "covarep", "facet"):
         assert modality in page
     expected = json.loads((project.root / "data/raw/mosei/expected.json").read_text())
     counts = json.loads((project.root / "data/mosei/samples/dataset.json").read_text())["counts"]
