@@ -38,7 +38,7 @@ def simulate_sentiment_command(
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
 ) -> None:
     """Simulate a sentiment corpus in CMU-MOSEI's raw layouts (features, text, sound, film)."""
-    from pipelines.simulate.sentiment import simulate_sentiment
+    from pipelines.simulate.sentiment.corpus import simulate_sentiment
 
     simulate_sentiment(out, layout, videos, seed)
     typer.echo(f"wrote {out}: layout {layout}, for `selfmask prepare mosei --raw {out}`")
@@ -173,7 +173,7 @@ def _preparer(source: str) -> Any:
 
         return prepare_avmnist
     if source == "mosei":
-        from extract.sources.mosei import prepare_mosei
+        from extract.sources.mosei.prepare import prepare_mosei
 
         return prepare_mosei
     return None

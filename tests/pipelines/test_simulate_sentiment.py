@@ -13,9 +13,9 @@ import pytest
 import soundfile
 
 from cache.errors import UserError
-from pipelines.simulate.sentiment import LAYOUTS, simulate_sentiment
-from pipelines.simulate.sentiment_cases import case_videos
-from pipelines.simulate.sentiment_plan import MODALITIES, ordinary_videos
+from pipelines.simulate.sentiment.cases import case_videos
+from pipelines.simulate.sentiment.corpus import LAYOUTS, simulate_sentiment
+from pipelines.simulate.sentiment.plan import MODALITIES, ordinary_videos
 
 VIDEOS = 5
 
@@ -143,7 +143,8 @@ def test_the_error_of_an_absent_modality_names_the_command_that_works(
     assert "holds nothing for audio" in err
     change = err.partition("--set '")[2].partition("'")[0]
     code, out, _ = run_line(*words, "--set", change)
-    assert (code, out.split(":")[0]) == (0, "wrote data/mosei/samples")
+    assert code == 0
+    assert "wrote data/mosei/samples" in out
     assert run_line(*words, "--set", change, "--set", "datasets.mosei.options.folds=null")[0] == 2
 
 

@@ -1,7 +1,7 @@
 """What the simulated sentiment corpus is: videos, labelled segments, severities, and what a preparation must find.
 
 Each modality sees a severity of its own, a part of it shared; the sentiment follows their sum, so one modality tells of
-it imperfectly and all together clearly better. The named edge cases (`sentiment_cases`) come first, then ordinary
+it imperfectly and all together clearly better. The named edge cases (`cases`) come first, then ordinary
 videos. Everything that is written later, and `expected.json`, follows from this plan.
 """
 

@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from extract.sources.mosei_csd import dimension_names, find_sequences
-from extract.sources.mosei_features import FEATURES, Found, sequence_series
-from extract.sources.mosei_media import Cut, find_media
-from extract.sources.mosei_mmsa import KEYS, find_pickle, mmsa_clips, mmsa_segments, pickle_series
-from extract.sources.mosei_options import Options
-from extract.sources.mosei_sdk import Sentence, answer_segments, label_segments, matching, read_transcripts, word_reader
-from extract.sources.mosei_segments import Funnel, Segment
+from extract.sources.mosei.csd import dimension_names, find_sequences
+from extract.sources.mosei.features import FEATURES, Found, sequence_series
+from extract.sources.mosei.media import Cut, find_media
+from extract.sources.mosei.mmsa import KEYS, find_pickle, mmsa_clips, mmsa_segments, pickle_series
+from extract.sources.mosei.options import Options
+from extract.sources.mosei.sdk import Sentence, answer_segments, label_segments, matching, read_transcripts, word_reader
+from extract.sources.mosei.segments import Funnel, Segment
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import pytest
 
 from cache.errors import UserError
 from extract.samples import SamplesTable
-from extract.sources.mosei import prepare_mosei
+from extract.sources.mosei.prepare import prepare_mosei
 
 pytestmark = pytest.mark.usefixtures("no_flush")
 LABELS, FACET = "labels/CMU_MOSEI_Labels.csd", "visual/CMU_MOSEI_VisualFacet42.csd"

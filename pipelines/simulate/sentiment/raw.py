@@ -7,8 +7,8 @@ import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from pipelines.simulate.sentiment_media import write_film, write_wav
-from pipelines.simulate.sentiment_plan import EMOTIONS, Segment, Video
+from pipelines.simulate.sentiment.media import write_film, write_wav
+from pipelines.simulate.sentiment.plan import EMOTIONS, Segment, Video
 
 ANSWERS = {"happy": "happiness", "sad": "sadness"}
 COLUMNS = ("HITId", "WorkerId", "Input.VIDEO_ID", "Input.CLIP", "Answer.sentiment")

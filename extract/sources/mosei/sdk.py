@@ -18,8 +18,8 @@ import pandas as pd
 
 from cache.errors import UserError
 from extract.samples import SPLITS
-from extract.sources.mosei_csd import ComputationalSequence
-from extract.sources.mosei_segments import EMOTIONS, Segment, check_video, clamped
+from extract.sources.mosei.csd import ComputationalSequence
+from extract.sources.mosei.segments import EMOTIONS, Segment, check_video, clamped
 
 ANSWERS = ("sentiment", "happiness", "sadness", "anger", "surprise", "disgust", "fear")  # EMOTIONS' order
 VIDEO, CLIP = "Input.VIDEO_ID", "Input.CLIP"

@@ -15,10 +15,10 @@ import pandas as pd
 from cache.errors import UserError
 from cache.importing.unpickling import read_pickle
 from extract.samples import SPLITS
-from extract.sources.mosei_features import Found, observed
-from extract.sources.mosei_media import EMPTY, NOT_IN_SOURCE
-from extract.sources.mosei_sdk import read_csv
-from extract.sources.mosei_segments import EMOTIONS, Segment, check_video, rounded
+from extract.sources.mosei.features import Found, observed
+from extract.sources.mosei.media import EMPTY, NOT_IN_SOURCE
+from extract.sources.mosei.sdk import read_csv
+from extract.sources.mosei.segments import EMOTIONS, Segment, check_video, rounded
 
 COLUMNS = ("video_id", "clip_id", "text", "label", "mode")
 KEYS = {"covarep": "audio", "facet": "vision"}

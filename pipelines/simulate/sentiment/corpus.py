@@ -1,6 +1,6 @@
 """A simulated sentiment corpus in CMU-MOSEI's raw layouts, with every known oddity of the real one as a named segment.
 
-The plan (`sentiment_plan`, `sentiment_cases`) comes first; the files are written from it, and `expected.json` states
+The plan (`plan`, `cases`) comes first; the files are written from it, and `expected.json` states
 from the same plan, never from the preparation, what a correct preparation finds. Same seed, same bytes. 20 ordinary
 videos beside the cases take about ten seconds, most of them for films.
 """
@@ -16,11 +16,11 @@ import numpy as np
 
 from cache.errors import UserError
 from cache.publish import write_json
-from pipelines.simulate.sentiment_cases import FOLDS_WITHOUT_LABELS, case_videos
-from pipelines.simulate.sentiment_csd import write_csds
-from pipelines.simulate.sentiment_mmsa import in_mmsa, write_mmsa
-from pipelines.simulate.sentiment_plan import FOLDS, Segment, Video, ordinary_videos
-from pipelines.simulate.sentiment_raw import write_raw
+from pipelines.simulate.sentiment.cases import FOLDS_WITHOUT_LABELS, case_videos
+from pipelines.simulate.sentiment.csd import write_csds
+from pipelines.simulate.sentiment.mmsa import in_mmsa, write_mmsa
+from pipelines.simulate.sentiment.plan import FOLDS, Segment, Video, ordinary_videos
+from pipelines.simulate.sentiment.raw import write_raw
 
 Layout = Literal["csd", "raw", "mmsa"]
 LAYOUTS: tuple[Layout, ...] = ("csd", "raw", "mmsa")

@@ -10,11 +10,11 @@ from rich.console import Console
 from rich.progress import track
 
 from extract.samples import ModalitySpec
-from extract.sources.mosei_features import write_series
-from extract.sources.mosei_inputs import Inputs
-from extract.sources.mosei_media import EMPTY, NOT_IN_SOURCE, Cut, NotThere, write_film, write_sound
-from extract.sources.mosei_options import Options
-from extract.sources.mosei_segments import Segment
+from extract.sources.mosei.features import write_series
+from extract.sources.mosei.inputs import Inputs
+from extract.sources.mosei.media import EMPTY, NOT_IN_SOURCE, Cut, NotThere, write_film, write_sound
+from extract.sources.mosei.options import Options
+from extract.sources.mosei.segments import Segment
 
 
 @dataclass

@@ -14,10 +14,10 @@ import pytest
 
 from cache.errors import UserError
 from extract.samples import SamplesTable
-from extract.sources import mosei_columns, mosei_media
-from extract.sources.mosei import prepare_mosei
-from extract.sources.mosei_segments import EMOTIONS
-from extract.sources.mosei_targets import seven_class
+from extract.sources.mosei import columns, media
+from extract.sources.mosei.prepare import prepare_mosei
+from extract.sources.mosei.segments import EMOTIONS
+from extract.sources.mosei.targets import seven_class
 
 pytestmark = pytest.mark.usefixtures("no_flush")
 ALL = ["text", "audio", "video", "facet"]
@@ -166,7 +166,7 @@ def test_a_run_that_was_cut_off_is_gone_on_with(
     options = {**sentiment_options, "modalities": ["audio"], "workers": 1}
     whole = contents(table_of(sentiment_raw("raw"), tmp_path / "whole", options).root)
     written: list[Path] = []
-    write = mosei_media.write_bytes
+    write = media.write_bytes
 
     def until_full(path: Path, data: bytes) -> None:
         if len(written) == 20:
@@ -174,20 +174,20 @@ def test_a_run_that_was_cut_off_is_gone_on_with(
         written.append(path)
         write(path, data)
 
-    monkeypatch.setattr(mosei_media, "write_bytes", until_full)
+    monkeypatch.setattr(media, "write_bytes", until_full)
     with pytest.raises(UserError if isinstance(end, OSError) else KeyboardInterrupt, match=r"No space|^$"):
         table_of(sentiment_raw("raw"), tmp_path / "cut", options)
     assert not (tmp_path / "cut/samples").exists()
     (written[0].parent / ".half.wav.0123.partial").write_bytes(b"RIFF")  # as a kill would leave it
-    monkeypatch.setattr(mosei_media, "write_bytes", write)
+    monkeypatch.setattr(media, "write_bytes", write)
     cut: list[Path] = []
-    write_sound = mosei_columns.write_sound
+    write_sound = columns.write_sound
 
     def counted(path: Path, *args: Any, **options: Any) -> None:
         cut.append(path)
         write_sound(path, *args, **options)
 
-    monkeypatch.setattr(mosei_columns, "write_sound", counted)
+    monkeypatch.setattr(columns, "write_sound", counted)
     table = table_of(sentiment_raw("raw"), tmp_path / "cut", options)
     assert contents(table.root) == whole
     assert not {path.name for path in written} & {path.name for path in cut}

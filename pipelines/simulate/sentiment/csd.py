@@ -12,7 +12,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from pipelines.simulate.sentiment_plan import EMOTIONS, Video
+from pipelines.simulate.sentiment.plan import EMOTIONS, Video
 
 # file, root name, columns, frames a second, column that tells of the severity
 FEATURES = {

@@ -16,9 +16,9 @@ import numpy as np
 
 from cache.errors import UserError
 from cache.publish import write_bytes
-from extract.sources.mosei_csd import ComputationalSequence
-from extract.sources.mosei_media import EMPTY, NOT_IN_SOURCE, NOT_RECORDED
-from extract.sources.mosei_segments import Segment
+from extract.sources.mosei.csd import ComputationalSequence
+from extract.sources.mosei.media import EMPTY, NOT_IN_SOURCE, NOT_RECORDED
+from extract.sources.mosei.segments import Segment
 
 Found = np.ndarray | str
 """A series [T, D] with NaN where unobserved, or the reason why there is none."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from pipelines.simulate.sentiment_plan import EMOTIONS, Segment, Video, make_segment, timed
+from pipelines.simulate.sentiment.plan import EMOTIONS, Segment, Video, make_segment, timed
 
 NAN = float("nan")
 Make = Callable[..., Segment]

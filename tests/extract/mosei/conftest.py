@@ -6,31 +6,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
-from pipelines.simulate.sentiment import Layout, simulate_sentiment
+from pipelines.simulate.sentiment.corpus import Layout, simulate_sentiment
 
-SENTIMENT_OPTIONS: dict[str, Any] = {
-    "task": "regression",
-    "binary": "exclude_zero",
-    "out_of_range": "clip",
-    "folds": "folds.json",
-    "unlisted": "drop",
-    "modalities": ["text"],
-    "audio_hz": 16000,
-    "video_frames_per_second": 5,
-    "video_pixels": 112,
-    "video_quantiser": 3,
-    "feature_bins_per_second": 10,
-    "match_seconds": 0.6,
-    "match_overlap": 0.5,
-    "workers": 2,
-}
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="session")
 def sentiment_options() -> dict[str, Any]:
-    """Options of CMU-MOSEI that need text alone."""
-    return SENTIMENT_OPTIONS
+    """Return the options of the shipped params.yaml, for regression from text alone."""
+    options: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["datasets"]["mosei"]["options"]
+    return {**options, "task": "regression", "modalities": ["text"]}
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.simulate.sentiment_csd import FEATURES, feature_frames
-from pipelines.simulate.sentiment_media import write_film
-from pipelines.simulate.sentiment_plan import Segment, Video
+from pipelines.simulate.sentiment.csd import FEATURES, feature_frames
+from pipelines.simulate.sentiment.media import write_film
+from pipelines.simulate.sentiment.plan import Segment, Video
 
 COLUMNS = ("video_id", "clip_id", "text", "label", "label_T", "label_A", "label_V", "annotation", "mode")
 STEPS = {"covarep": 60, "facet": 45}

@@ -11,11 +11,11 @@ import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from extract.sources.mosei_features import binned
-from extract.sources.mosei_media import Cut, NotThere, find_media, write_film, write_sound
-from extract.sources.mosei_sdk import Sentence, matching, read_transcripts, word_reader
-from extract.sources.mosei_segments import Segment
-from pipelines.simulate.sentiment_csd import write_csd
+from extract.sources.mosei.features import binned
+from extract.sources.mosei.media import Cut, NotThere, find_media, write_film, write_sound
+from extract.sources.mosei.sdk import Sentence, matching, read_transcripts, word_reader
+from extract.sources.mosei.segments import Segment
+from pipelines.simulate.sentiment.csd import write_csd
 
 
 def reference_bins(

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cache.errors import UserError
-from extract.sources.mosei_targets import Task
+from extract.sources.mosei.targets import Task
 
 Modality = Literal["text", "audio", "video", "covarep", "facet", "openface"]
 

@@ -12,7 +12,7 @@ import numpy as np
 import soundfile
 from av.codec.context import Flags
 
-from pipelines.simulate.sentiment_plan import Segment, Video
+from pipelines.simulate.sentiment.plan import Segment, Video
 
 RATE_HZ, SLOW_HZ, STEREO_HZ = 16_000, 8_000, 44_100
 FRAMES_PER_SECOND, SIDE = 5, 32

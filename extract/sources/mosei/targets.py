@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Literal
 
-from extract.sources.mosei_segments import EMOTIONS, LARGEST, Funnel, Segment, is_known
+from extract.sources.mosei.segments import EMOTIONS, LARGEST, Funnel, Segment, is_known
 from extract.task import LabelSpec
 
 Task = Literal["binary", "seven", "regression", "emotions"]

@@ -13,7 +13,7 @@ import pytest
 import soundfile
 
 from extract.samples import SPLITS, SamplesTable
-from extract.sources.mosei import prepare_mosei
+from extract.sources.mosei.prepare import prepare_mosei
 from extract.values import TimeSeries, Video, Waveform, read_value
 
 pytestmark = pytest.mark.usefixtures("no_flush")

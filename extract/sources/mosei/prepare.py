@@ -16,12 +16,12 @@ import pandas as pd
 
 from cache.errors import UserError
 from extract.samples import DatasetInfo, SamplesTable
-from extract.sources.mosei_columns import Column, make_column
-from extract.sources.mosei_inputs import Inputs, open_mmsa, open_sdk
-from extract.sources.mosei_options import Options, parse_options
-from extract.sources.mosei_sdk import read_folds
-from extract.sources.mosei_segments import Funnel, Segment, in_folds, with_lengths, without_duplicates
-from extract.sources.mosei_targets import label_spec, targets, usable
+from extract.sources.mosei.columns import Column, make_column
+from extract.sources.mosei.inputs import Inputs, open_mmsa, open_sdk
+from extract.sources.mosei.options import Options, parse_options
+from extract.sources.mosei.sdk import read_folds
+from extract.sources.mosei.segments import Funnel, Segment, in_folds, with_lengths, without_duplicates
+from extract.sources.mosei.targets import label_spec, targets, usable
 from extract.sources.staging import check_places, clear_when_full, publish, stage
 
 LAYOUTS = "CMU_MOSEI_Labels.csd, Labels/*.csv of the annotators with Transcript/, or MMSA's label.csv (docs/mosei.md)"
