@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 
 from extract.samples import ModalitySpec
 from extract.sources.mosei.features import write_series
@@ -80,12 +80,14 @@ def _media_column(
             return None, str(reason)
         return cell, None
 
-    with ThreadPoolExecutor(workers) as pool:
+    bar = Progress(console=Console(stderr=True), transient=True)
+    with bar, ThreadPoolExecutor(workers) as pool:
+        task = bar.add_task(f"prepare {spec.name}", total=len(segments))
         futures = [pool.submit(make, segment) for segment in segments]
         try:
-            shown = track(futures, f"prepare {spec.name}", console=Console(stderr=True), transient=True)
-            for segment, future in zip(segments, shown, strict=True):
+            for segment, future in zip(segments, futures, strict=True):
                 column.put(segment.id, *future.result())
+                bar.advance(task)
         except BaseException:
             pool.shutdown(cancel_futures=True)  # or the error would wait for every other clip
             raise
