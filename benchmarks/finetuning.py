@@ -24,7 +24,8 @@ from extract.config import TextSettings, TuningSettings
 from extract.encoders.base import Encoder
 from extract.encoders.text import TextEncoder
 from extract.encoders.tokenizer import train_tokenizer
-from extract.tuning import autocast, parameter_groups, tune
+from extract.precision import autocast
+from extract.tuning import parameter_groups, tune
 
 SECTION = "## Training an encoder"
 PLAIN: dict[str, Any] = {
@@ -122,6 +123,7 @@ def _peak() -> int:
 def _in_a_process(way: str) -> dict[str, float]:
     done = subprocess.run([sys.executable, *sys.orig_argv[1:], "--way", way], capture_output=True, check=True)
     found: dict[str, float] = json.loads(done.stdout)
+    print(way, found, file=sys.stderr, flush=True)
     return found
 
 
@@ -130,7 +132,7 @@ def _section(arguments: argparse.Namespace, found: dict[str, dict[str, float]]) 
     lines = [
         SECTION,
         "",
-        f"`python -m benchmarks.finetuning --out docs/benchmarks.md`: BERT of {arguments.layers} layers and width "
+        f"`python -m benchmarks.finetuning {' '.join(sys.argv[1:])}`: BERT of {arguments.layers} layers and width "
         f"{arguments.width}, {arguments.batch} texts of {arguments.tokens} tokens, a quarter of them masked, AdamW, no "
         f"dropout; {platform.machine()}, {threads} torch threads, CPU. Plain: {plain['bytes'] / 1e9:.2f} GB above the "
         f"model's own, {plain['seconds']:.1f} s of CPU time a step.",

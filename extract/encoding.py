@@ -5,7 +5,6 @@ wants the same bytes twice must form the same batches; `extract.engines.chunks` 
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Literal
 
 import numpy as np
 import torch
@@ -13,10 +12,10 @@ import torch
 from cache.errors import UserError
 from cache.parts import SampleTokens
 from extract.encoders.base import Encoder
+from extract.precision import Precision, autocast
 
 Item = tuple[str, str, dict[str, np.ndarray]]
 """Sample id, digest of the raw value, preprocessed value."""
-Precision = Literal["float32", "bfloat16", "float16"]
 
 
 def batches(encoder: Encoder, items: Sequence[Item], most_samples: int, most_tokens: int) -> Iterator[list[Item]]:
@@ -40,12 +39,6 @@ def batches(encoder: Encoder, items: Sequence[Item], most_samples: int, most_tok
         yield batch
 
 
-def require_precision(precision: Precision, device: torch.device | str) -> None:
-    """Raise UserError for float16 without a GPU: processors have no fast arithmetic for it."""
-    if precision == "float16" and torch.device(device).type != "cuda":
-        raise UserError("extract.precision=float16 needs a GPU. Set extract.precision=bfloat16 or float32.")
-
-
 @torch.no_grad()
 def encode_items(encoder: Encoder, items: Sequence[Item], precision: Precision) -> list[SampleTokens]:
     """Encode one batch of preprocessed samples."""
@@ -55,7 +48,7 @@ def encode_items(encoder: Encoder, items: Sequence[Item], precision: Precision) 
     if device.type == "cuda":  # page-locked memory is copied while the device computes
         inputs = {name: value.pin_memory() for name, value in inputs.items()}
     inputs = {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
-    with torch.autocast(device.type, getattr(torch, precision), enabled=precision != "float32"):
+    with autocast(precision, device):
         tokens, embedded = encoder(inputs)
     native = tokens.float().cpu().numpy()
     valid, maskable = embedded.valid.cpu().numpy(), embedded.maskable.cpu().numpy()

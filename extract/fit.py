@@ -21,10 +21,11 @@ from extract.encoders.base import Encoder, masked_mean
 from extract.encoders.registry import build_encoder, load_encoder, save_encoder
 from extract.inputs import InputBank, InputPart
 from extract.metrics import compute_metrics, monitor_name
+from extract.precision import autocast
 from extract.samples import SamplesTable
 from extract.task import LabelSpec, outputs, probabilities, task_loss
 from extract.training import LoopSettings, run_epochs
-from extract.tuning import autocast, gradient_scaler, parameter_groups, tune
+from extract.tuning import gradient_scaler, parameter_groups, tune
 from extract.values import UnreadableValue, read_value
 
 SPLITS = ("train", "valid", "test")

@@ -7,7 +7,6 @@ Cost: adapters make optimiser states and gradients small; the forward and backwa
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -17,6 +16,7 @@ from cache.errors import UserError
 from extract.config import LoraSettings, TuningSettings
 from extract.encoders import torchvision_schema  # noqa: F401  (before peft)
 from extract.encoders.base import Encoder
+from extract.precision import Precision, require_precision
 
 ADAPTER = "adapter"
 ATTENTION = ("attn", "attention")
@@ -78,23 +78,14 @@ def parameter_groups(encoder: Encoder, rate: float, layer_decay: float) -> list[
     ]
 
 
-def autocast(precision: str, device: torch.device | str) -> AbstractContextManager[Any]:
-    """Return the context of a forward pass in training."""
-    return torch.autocast(torch.device(device).type, getattr(torch, precision), enabled=precision != "float32")
-
-
-def gradient_scaler(precision: str, device: torch.device | str) -> torch.amp.GradScaler:
+def gradient_scaler(precision: Precision, device: torch.device | str) -> torch.amp.GradScaler:
     """Return what keeps small gradients of float16 from vanishing; it does nothing in other precisions.
 
     Raises:
         UserError: float16 without a CUDA device.
     """
-    kind = torch.device(device).type
-    if precision == "float16" and kind != "cuda":
-        raise UserError(
-            f"precision float16 needs a CUDA device, and this process trains on {kind}. Set it to bfloat16 or float32."
-        )
-    return torch.amp.GradScaler(kind, enabled=precision == "float16")
+    require_precision(precision, device)
+    return torch.amp.GradScaler(torch.device(device).type, enabled=precision == "float16")
 
 
 def _last(encoder: Encoder, blocks: str | int) -> list[nn.Module]:

@@ -19,10 +19,11 @@ from cache.publish import file_sha256, fingerprint
 from extract.encoders.base import Encoder
 from extract.encoders.registry import load_encoder, save_encoder
 from extract.inputs import InputBank, InputBatch, InputPart
+from extract.precision import autocast
 from extract.ranks import SharedGenerator
 from extract.samples import SamplesTable
 from extract.training import History, LoopSettings, run_epochs
-from extract.tuning import autocast, gradient_scaler, parameter_groups, tune
+from extract.tuning import gradient_scaler, parameter_groups, tune
 from train.checkpoint import CONFIG, load_checkpoint, save_checkpoint
 from train.config import JointSettings, TrainSettings
 from train.encoded import EncodedBank, EncodedSource

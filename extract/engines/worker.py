@@ -19,8 +19,9 @@ from cache.store import TokenStore
 from extract.config import ExtractSettings
 from extract.encoders.base import Encoder
 from extract.encoders.registry import load_encoder
-from extract.encoding import Item, batches, encode_within_memory, require_precision
+from extract.encoding import Item, batches, encode_within_memory
 from extract.engines.preparing import Preparation, Prepared, Reader
+from extract.precision import require_precision
 from extract.samples import SamplesTable
 
 

@@ -18,8 +18,9 @@ from extract import encoding
 from extract.config import ExtractSettings, TimeSeriesSettings
 from extract.encoders.registry import save_encoder
 from extract.encoders.timeseries import TimeSeriesEncoder
-from extract.encoding import batches, encode_items, encode_within_memory, require_precision
+from extract.encoding import batches, encode_items, encode_within_memory
 from extract.extraction import extract_modality
+from extract.precision import require_precision
 from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
 from extract.task import LabelSpec
 from extract.values import TimeSeries
@@ -169,7 +170,7 @@ def test_failed_samples_are_tried_again_only_when_asked(
 
 
 def test_float16_is_for_gpus(project: Any) -> None:
-    with pytest.raises(UserError, match="needs a GPU"):
+    with pytest.raises(UserError, match="needs a CUDA"):
         project("x.zarr", precision="float16")
     require_precision("bfloat16", "cpu")
     require_precision("float16", "cuda")

@@ -12,7 +12,8 @@ from cache.errors import UserError
 from extract.config import LoraSettings, TuningSettings
 from extract.encoders.base import Encoder
 from extract.encoders.registry import save_encoder
-from extract.tuning import autocast, choose_trained, gradient_scaler, parameter_groups, tune
+from extract.precision import autocast
+from extract.tuning import choose_trained, gradient_scaler, parameter_groups, tune
 
 PLAIN = TuningSettings(
     blocks="all",

@@ -1,6 +1,6 @@
 """`selfmask benchmark`: a tiny suite on random tokens through the command line; figures agree with plain loops."""
 
-import itertools
+import contextlib
 import json
 import re
 import shutil
@@ -15,16 +15,13 @@ import yaml
 from cache.errors import UserError
 from cache.key import CacheKey
 from cache.store import SampleTokens, TokenStore
-from extract.metrics import compute_metrics, sample_losses
+from extract.metrics import compute_metrics
 from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
 from extract.task import LabelSpec
-from pipelines.benchmark.layout import latex, markdown
 from pipelines.benchmark.run import read_predictions, training_table
 from pipelines.benchmark.suite import plan, read_suite
-from pipelines.benchmark.workers import fitting_jobs, run_all
+from pipelines.benchmark.workers import run_all
 from train.bootstrap import intervals, resample_metrics
-from train.config import MethodName
-from train.nested import counterintuitive_rate
 
 ROOT = Path(__file__).parents[2]
 NAMES = ("ehr", "txt")
@@ -241,69 +238,6 @@ def test_a_mistake_in_a_suite_is_named(
     assert [part for part in parts if part not in err] == []
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda path: path.stem)
-def test_shipped_suites_fit_params(path: Path) -> None:
-    suite = read_suite(path)
-    runs = plan(suite, ROOT / "params.yaml", [], Path("out"))
-    assert len(runs) == len(suite.entries) * len(suite.seeds)
-    assert len({run.folder for run in runs}) == len(runs)
-    settings = {run.variant: run.params.model_dump_json() for run in runs}
-    assert len(set(settings.values())) == len(settings), "two variants are the same"
-
-
-def test_the_main_suite_has_every_method() -> None:
-    assert set(read_suite(ROOT / "suites/main.yaml").methods) == set(MethodName.__args__)  # type: ignore[attr-defined]
-
-
-def test_counterintuitive_rate_is_that_of_a_loop() -> None:
-    rng = np.random.default_rng(1)
-    sets = [frozenset(c) for size in (1, 2, 3) for c in itertools.combinations("abc", size)]
-    labels, has = rng.integers(0, 2, 30).astype(float), rng.random((30, 3)) < 0.7
-    labels[0], has[1] = np.nan, (True, False, False)
-    predicted = {s: rng.random((30, 1)) for s in sets}
-    for seen, p in predicted.items():
-        p[[not all(has[i]["abc".index(m)] for m in seen) for i in range(30)]] = np.nan
-    shares = []
-    for i in range(30):
-        pairs = [(s, t) for s in sets for t in sets if s < t and np.isfinite(predicted[t][i, 0])]
-        if pairs and np.isfinite(labels[i]):
-            loss = {s: -np.log(p[i, 0] if labels[i] else 1 - p[i, 0]) for s, p in predicted.items()}
-            shares.append(np.mean([loss[t] > loss[s] for s, t in pairs]))
-    assert counterintuitive_rate(predicted, labels, LABEL) == pytest.approx(np.mean(shares))
-    assert counterintuitive_rate({sets[0]: predicted[sets[0]]}, labels, LABEL) is None
-
-
-def test_losses_of_samples() -> None:
-    p = np.array([[0.2, 0.5, 0.3], [0.6, 0.3, 0.1]])
-    classes = LabelSpec(kind="multiclass", names=("y",), classes=("a", "b", "c"))
-    assert sample_losses(p, np.array([1.0, np.nan]), classes) == pytest.approx([-np.log(0.5), np.nan], nan_ok=True)
-    several = LabelSpec(kind="multilabel", names=("u", "v"))
-    truth = np.array([[1.0, np.nan], [0.0, 1.0]])
-    expected = [-np.log(0.2), -(np.log(0.4) + np.log(0.3)) / 2]
-    assert sample_losses(p[:, :2], truth, several) == pytest.approx(expected)
-    value = LabelSpec(kind="regression", names=("y",))
-    assert sample_losses(p[:, :1], np.array([1.0, 0.0]), value) == pytest.approx([0.64, 0.36])
-
-
-def test_the_best_is_bold_also_where_lower_is_better_and_where_it_is_shared() -> None:
-    def cell(mean: float | None, sd: float | None = 0.01) -> dict[str, float | None]:
-        return {"mean": mean, "sd": sd}
-
-    keys = [("natural", "auroc"), ("natural", "nll"), ("protocol", "auroc")]
-    values = {"a": (0.8, 0.4, 0.71), "b_c": (0.9, 0.3, 0.7101), "d": (0.7, 0.5, None)}
-    cells = {name: {key: cell(v) for key, v in zip(keys, row, strict=True)} for name, row in values.items()}
-    lines = markdown(cells, keys).splitlines()
-    assert lines[0] == "| method | natural AUROC ↑ | natural NLL ↓ | protocol AUROC ↑ |"
-    assert lines[2:] == [
-        "| a | 80.0 ± 1.0 | 0.400 ± 0.010 | **71.0 ± 1.0** |",
-        "| b_c | **90.0 ± 1.0** | **0.300 ± 0.010** | **71.0 ± 1.0** |",
-        "| d | 70.0 ± 1.0 | 0.500 ± 0.010 | – |",
-    ]
-    tex = latex(cells, keys)
-    assert "\\multicolumn{2}{c}{natural} & \\multicolumn{1}{c}{protocol}" in tex
-    assert "b\\_c & \\textbf{90.0 $\\pm$ 1.0} & \\textbf{0.300 $\\pm$ 0.010}" in tex
-
-
 def test_complete_training_leaves_the_other_splits_alone(project: Path) -> None:
     table = SamplesTable.read(project / "data/toy/samples")
     complete = training_table(table, "complete")
@@ -313,11 +247,6 @@ def test_complete_training_leaves_the_other_splits_alone(project: Path) -> None:
     frame = table.frame[table.frame["txt_array"].isna()].reset_index(drop=True)
     with pytest.raises(UserError, match="every modality"):
         training_table(SamplesTable(table.root, table.info, frame), "complete")
-
-
-def test_jobs_fit_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipelines.benchmark.workers._available_bytes", lambda: 10 * 10**9)
-    assert [fitting_jobs(jobs, size) for jobs, size in ((2, 0), (8, 10**9), (64, 0), (4, 10**11))] == [2, 5, 10, 1]
 
 
 def crash(run: Any) -> None:
@@ -335,3 +264,34 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     failed = run_all(runs, 1, crash, lambda run, reason: ended.append((run.name, reason is None)))
     assert ended == [("default/modality_dropout/seed0", False), ("default/modality_dropout/seed1", True)]
     assert "signal 9" in failed["default/modality_dropout/seed0"]
+
+
+def test_a_search_keeps_each_method_s_best_point_on_validation(project: Path, tmp_path: Path, run_line: Any) -> None:
+    """One point cannot learn; whoever keeps it, or looks at the test split to choose, fails here."""
+    shutil.copytree(project, tmp_path / "p")
+    root = tmp_path / "p"
+    search = {"seed": 0, "points": [["train.learning_rate=1.0e-9"], ["train.learning_rate=0.003"]]}
+    words = ["benchmark", write_suite(root, search=search), "--out", root / "out", "--params", root / "params.yaml"]
+    with contextlib.chdir(root):
+        code, _, err = run_line(*words)
+        assert code == 0, err
+        frame = pd.read_csv(root / "out/search.csv")
+        assert list(frame["point"]) == [0, 1, 0, 1]
+        for method, own in frame.groupby("method"):
+            best = own.loc[own["validation"].idxmax()]
+            assert list(own["chosen"]) == list(own["point"] == best["point"])
+            folder = root / "out/default" / str(method)
+            for point in (0, 1):
+                monitor = json.loads((folder / f"search{point}/config.json").read_text())["validation"]["monitor"]
+                assert monitor == pytest.approx(own.loc[own["point"] == point, "validation"].item(), abs=1e-5)
+            chosen = int(best["point"])
+            assert (folder / f"search{chosen}/predictions.npz").is_file()  # the search's seed is not trained again
+            assert not (folder / f"search{1 - chosen}/predictions.npz").exists()
+            assert not (folder / "seed0").exists()
+            config = json.loads((folder / "seed1/config.json").read_text())
+            assert config["train"]["learning_rate"] == (1e-9, 0.003)[chosen]
+        assert set(frame[frame["chosen"]]["changes"]) == {"train.learning_rate=0.003"}
+        assert "Settings chosen on validation" in (root / "out/table.md").read_text()
+        shutil.rmtree(root / "out/default/zero_fill/search0")
+        code, out, _ = run_line(*words, "--only-tables", "--json")
+        assert set(json.loads(out)["table"]) == {"modality_dropout"}, "a choice from half of the points"

@@ -158,7 +158,9 @@ def test_repro_goes_on_after_a_kill_and_never_trains_on_stale_tokens(first: Any)
 
     refit = ["-s", "-q", "fit@note"]
     text = (first.root / "params.yaml").read_text()
-    (first.root / "params.yaml").write_text(text.replace("head_learning_rate: 0.001", "head_learning_rate: 0.01"))
+    (first.root / "params.yaml").write_text(
+        text.replace("  learning_rate: 0.001\n  schedule", "  learning_rate: 0.01\n  schedule")
+    )
     first.dvc("repro", *refit)
     assert "another encoder" in first.selfmask("train", "selfmask", code=2), "trained on the tokens of the old encoder"
     kill_extraction(first, 1)

@@ -8,21 +8,14 @@ from safetensors.torch import load_file, save_file
 
 from cache.errors import UserError
 from train.checkpoint import load_checkpoint, save_checkpoint
-from train.methods.registry import build_method, model_spec
+from train.methods.registry import model_spec
 
 
 @pytest.fixture
-def saved(make_bank, settings, binary, tmp_path):
+def saved(make_bank, make_selfmask, settings, binary, tmp_path):
     bank = make_bank(12, 5)
-    spec = model_spec(bank, binary, settings.model_settings)
-    method = build_method("selfmask", spec, settings.model_settings, settings.selfmask)
-    config = {
-        "method": "selfmask",
-        "spec": spec.model_dump(mode="json"),
-        "model": settings.model_settings.model_dump(mode="json"),
-        "options": settings.selfmask.model_dump(mode="json"),
-        "seed": 3,
-    }
+    method, config = make_selfmask(model_spec(bank, binary, settings.model_settings))
+    config["seed"] = 3
     save_checkpoint(tmp_path / "model", method, config)
     return tmp_path / "model", method, config, bank
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from cache.errors import UserError
-from train.missing import draw_kept, draw_proper, drop_at_rate, drop_by_protocol, patterns
+from train.missing import draw_kept, draw_nested, draw_proper, drop_at_rate, drop_by_protocol, patterns
 
 
 @pytest.mark.parametrize("per", ["batch", "sample"])
@@ -74,3 +74,23 @@ def test_rates_are_nested_and_keep_one() -> None:
     assert high.any(1).all()
     assert abs(low[observed].mean() - 0.7) < 0.03
     assert (drop_at_rate(ids, observed, 0.0, 0) == observed).all()
+
+
+def test_nested_draws_follow_the_official_sampler() -> None:
+    generator = torch.Generator().manual_seed(0)
+    observed = torch.ones(20_000, 3, dtype=torch.bool)
+    larger, smaller, comparable = draw_nested(observed, generator)
+    assert comparable.all()
+    assert (smaller & ~larger).sum() == 0
+    assert (smaller.sum(-1) < larger.sum(-1)).all()
+    assert smaller.any(-1).all()
+    sizes = torch.cat([larger, smaller]).sum(-1).bincount(minlength=4)[1:] / 40_000
+    assert torch.allclose(sizes, torch.tensor([15 / 36, 15 / 36, 6 / 36]), atol=0.01)
+    some = torch.tensor([[0, 1, 0], [1, 0, 1]]).bool()
+    larger, smaller, comparable = draw_nested(some, generator)
+    assert comparable.tolist() == [False, True]
+    assert torch.equal(larger, some)
+    assert torch.equal(smaller[0], some[0])
+    assert smaller[1].sum() == 1
+    with pytest.raises(UserError, match="no observed"):
+        draw_nested(torch.zeros(1, 3, dtype=torch.bool), generator)

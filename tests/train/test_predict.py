@@ -16,7 +16,6 @@ from extract.encoders.registry import build_encoder, save_encoder
 from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
 from train.checkpoint import save_checkpoint
 from train.methods.base import ModelSpec
-from train.methods.registry import build_method
 from train.predict import predict
 
 MODALITIES = (
@@ -53,7 +52,7 @@ def rows(folder, n=9):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory, settings, binary):
+def project(tmp_path_factory, make_selfmask, binary):
     root = tmp_path_factory.mktemp("project")
     torch.manual_seed(0)
     kinds = {"ehr": TimeSeriesSettings, "cxr": ImageSettings, "txt": TextSettings}
@@ -67,15 +66,9 @@ def project(tmp_path_factory, settings, binary):
     spec = ModelSpec(
         modalities=tuple(lengths), widths=widths, missing_lengths=lengths, max_lengths=lengths, label=binary
     )
-    method = build_method("selfmask", spec, settings.model_settings, settings.selfmask)
-    config = {
-        "method": "selfmask",
-        "spec": spec.model_dump(mode="json"),
-        "model": settings.model_settings.model_dump(mode="json"),
-        "options": settings.selfmask.model_dump(mode="json"),
-        "encoders": {m: f"encoders/{m}" for m in lengths},
-        "modalities": [m.model_dump(mode="json") for m in MODALITIES],
-    }
+    method, config = make_selfmask(spec)
+    config["encoders"] = {m: f"encoders/{m}" for m in lengths}
+    config["modalities"] = [m.model_dump(mode="json") for m in MODALITIES]
     save_checkpoint(root / "model", method, config)
     rows(root).to_parquet(root / "rows.parquet")
     return root

@@ -1,29 +1,15 @@
 """SelfMask against a loop-written reference, and its invariants."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
-from cache.bank import TokenBatch
-from extract.task import LabelSpec
-from train.config import ModelSettings, SelfMaskSettings
 from train.losses import distillation_loss, mean_over_observed, reconstruction_loss
 from train.masks import masked_count, straight_through, top_k_mask
-from train.methods.base import Method, ModelSpec
-from train.methods.registry import build_method
 from train.methods.selfmask import CachedSource, SelfMask
 
-LABEL = LabelSpec(kind="binary", names=("death",))
-MODEL = ModelSettings(
-    width=16,
-    predictor_layers=1,
-    fusion_layers=1,
-    heads=2,
-    dropout=0.0,
-    pooling="mean",
-    head="linear",
-    missing_tokens_cap=8,
-)
 BASE = {
     "alpha": 0.5,
     "beta": 0.5,
@@ -42,50 +28,24 @@ BASE = {
     "complete_task": 0.0,
     "distill": 0.0,
 }
-SPEC = ModelSpec(
-    modalities=("a", "b", "c"),
-    widths={"a": 5, "b": 7, "c": 3},
-    missing_lengths={"a": 4, "b": 3, "c": 2},
-    max_lengths={"a": 6, "b": 6, "c": 6},
-    label=LABEL,
-)
 
 
-def settings(**changes: object) -> SelfMaskSettings:
-    return SelfMaskSettings.model_validate({**BASE, **changes})
-
-
-def make_batch(rows: int = 6, seed: int = 0, observed: Tensor | None = None) -> TokenBatch:
-    generator = torch.Generator().manual_seed(seed)
-    tokens, valid, maskable = {}, {}, {}
-    for name, width in SPEC.widths.items():
-        lengths = torch.randint(3, 7, (rows,), generator=generator)
-        valid[name] = torch.arange(6)[None] < lengths[:, None]
-        maskable[name] = valid[name] & (torch.arange(6) > 0)  # the first token is special
-        tokens[name] = torch.randn(rows, 6, width, generator=generator) * valid[name][:, :, None]
-    if observed is None:
-        observed = torch.rand(rows, 3, generator=generator) > 0.4
-        observed[:, 0] |= ~observed.any(-1)
-    labels = torch.randint(0, 2, (rows,), generator=generator).float()
-    return TokenBatch(tokens, valid, maskable, observed, labels)
-
-
-def build(**changes: object) -> Method:
-    torch.manual_seed(0)
-    return build_method("selfmask", SPEC, MODEL, settings(**changes))
-
-
-def test_losses_of_eq_6_and_8_equal_a_loop_written_reference() -> None:
-    model = build()
+def build(kit: Any, **changes: object) -> SelfMask:
+    model = kit.build("selfmask", **{**BASE, **changes})
     assert isinstance(model, SelfMask)
-    batch = make_batch(observed=torch.tensor([[1, 1, 0], [1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 1], [1, 0, 1]]).bool())
+    return model
+
+
+def test_losses_of_eq_6_and_8_equal_a_loop_written_reference(kit: Any) -> None:
+    model = build(kit)
+    batch = kit.batch(torch.tensor([[1, 1, 0], [1, 0, 0], [0, 1, 1], [1, 1, 1], [0, 0, 1], [1, 0, 1]]).bool())
     tokens = model.project(batch)
     masks = model.masks(model.scores(tokens, batch.observed), tokens, 0.5)
     predicted = {m: torch.randn_like(v) for m, v in tokens.values.items()}
     total = 0.0
     for row in range(6):
         terms = []
-        for column, m in enumerate(SPEC.modalities):
+        for column, m in enumerate(kit.widths):
             if not batch.observed[row, column]:
                 continue
             squares, k = 0.0, 0
@@ -93,7 +53,7 @@ def test_losses_of_eq_6_and_8_equal_a_loop_written_reference() -> None:
                 if masks[m][row, t]:
                     k += 1
                     difference = predicted[m][row, t] - tokens.values[m][row, t]
-                    squares += float((difference**2).sum())
+                    squares += float((difference**2).sum().detach())
             terms.append(squares / k)
         total += sum(terms) / len(terms)
     assert float(model.reconstruction(predicted, tokens, masks, batch.observed)) == pytest.approx(total / 6, rel=1e-5)
@@ -111,8 +71,8 @@ def test_reconstruction_ignores_visible_tokens_and_mean_is_sum_over_width() -> N
     assert mean_over_observed(torch.tensor([[2.0, 9.0]]), torch.tensor([[True, False]])) == 2
 
 
-def test_top_k_never_picks_padding_or_special_tokens_and_reaches_every_maskable_token() -> None:
-    batch = make_batch(32)
+def test_top_k_never_picks_padding_or_special_tokens_and_reaches_every_maskable_token(kit: Any) -> None:
+    batch = kit.batch(torch.ones(32, 3, dtype=torch.bool))
     valid, maskable = batch.valid["a"], batch.maskable["a"]
     reached = torch.zeros_like(maskable)
     for seed in range(200):
@@ -142,10 +102,9 @@ def test_straight_through_is_exactly_hard_forward_and_sigmoid_backward() -> None
     assert torch.allclose(wide.grad, wide.sigmoid() * (1 - wide.sigmoid()))
 
 
-def test_cached_mask_replaces_the_token_by_v() -> None:
-    model = build()
-    assert isinstance(model, SelfMask)
-    tokens = model.project(make_batch())
+def test_cached_mask_replaces_the_token_by_v(kit: Any) -> None:
+    model = build(kit)
+    tokens = model.project(kit.batch(kit.mixed(6)))
     source = CachedSource(tokens, model.placeholder)
     mask = torch.zeros(6, 6)
     mask[:, 2] = 1
@@ -154,14 +113,14 @@ def test_cached_mask_replaces_the_token_by_v() -> None:
     assert torch.equal(masked[:, [0, 1, 3, 4, 5]], tokens.values["a"][:, [0, 1, 3, 4, 5]])
 
 
-def gradients(**changes: object) -> dict[str, Tensor | None]:
-    model = build(**changes).train()
-    model(make_batch(16), torch.Generator().manual_seed(1)).losses["loss"].backward()
+def gradients(kit: Any, **changes: object) -> dict[str, Tensor | None]:
+    model = build(kit, **changes).train()
+    model(kit.batch(kit.mixed(16)), torch.Generator().manual_seed(1)).losses["loss"].backward()
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-def test_every_module_gets_a_gradient_and_the_moving_average_none() -> None:
-    for name, gradient in gradients(complete_task=1.0, distill=1.0).items():
+def test_every_module_gets_a_gradient_and_the_moving_average_none(kit: Any) -> None:
+    for name, gradient in gradients(kit, complete_task=1.0, distill=1.0).items():
         if name.startswith("g_bar") or name == "fusion.summary":
             assert gradient is None, name
         else:
@@ -173,15 +132,15 @@ def test_every_module_gets_a_gradient_and_the_moving_average_none() -> None:
 @pytest.mark.parametrize(
     ("policy", "gradient"), [("learned", "none"), ("random", "straight_through"), ("attention", "none")]
 )
-def test_the_mask_predictor_gets_a_gradient_only_when_asked(policy: str, gradient: str) -> None:
-    found = gradients(mask_policy=policy, mask_gradient=gradient)
+def test_the_mask_predictor_gets_a_gradient_only_when_asked(kit: Any, policy: str, gradient: str) -> None:
+    found = gradients(kit, mask_policy=policy, mask_gradient=gradient)
     assert all(g is None or g.abs().sum() == 0 for n, g in found.items() if n.startswith(("h.", "score.")))
 
 
-def test_adversarial_turns_the_reconstruction_gradient_of_the_scorer_around() -> None:
+def test_adversarial_turns_the_reconstruction_gradient_of_the_scorer_around(kit: Any) -> None:
     """The task reaches the scores through nothing when it sees the unmasked imputation: gradients are then opposite."""
-    plain = gradients(task_from="unmasked")
-    turned = gradients(task_from="unmasked", mask_gradient="adversarial")
+    plain = gradients(kit, task_from="unmasked")
+    turned = gradients(kit, task_from="unmasked", mask_gradient="adversarial")
     for name, gradient in plain.items():
         other = turned[name]
         if gradient is None or other is None:
@@ -192,10 +151,10 @@ def test_adversarial_turns_the_reconstruction_gradient_of_the_scorer_around() ->
             assert torch.allclose(other, gradient, atol=1e-6, rtol=1e-4), name
 
 
-def test_adversarial_leaves_the_task_gradient_of_the_scorer() -> None:
+def test_adversarial_leaves_the_task_gradient_of_the_scorer(kit: Any) -> None:
     """Where the task sees the masked imputation: (task + rec) + (task - rec) = 2 task."""
-    plain, turned = gradients(task_from="masked"), gradients(task_from="masked", mask_gradient="adversarial")
-    task = gradients(task_from="masked", alpha=0.0, beta=0.0)
+    plain, turned = gradients(kit, task_from="masked"), gradients(kit, task_from="masked", mask_gradient="adversarial")
+    task = gradients(kit, task_from="masked", alpha=0.0, beta=0.0)
     for name, gradient in task.items():
         if name.startswith(("h.", "score.")):
             one, other = plain[name], turned[name]
@@ -206,14 +165,13 @@ def test_adversarial_leaves_the_task_gradient_of_the_scorer() -> None:
             assert torch.allclose(one + other, 2 * gradient, atol=1e-4, rtol=1e-2), name
 
 
-def test_targets_have_no_gradient_unless_asked() -> None:
+def test_targets_have_no_gradient_unless_asked(kit: Any) -> None:
     def projection_gradient(target_grad: bool) -> Tensor:
-        model = build(target_grad=target_grad).train()
-        assert isinstance(model, SelfMask)
-        tokens = model.project(make_batch())
-        masks = model.masks(model.scores(tokens, make_batch().observed), tokens, 0.5)
+        model, batch = build(kit, target_grad=target_grad).train(), kit.batch(kit.mixed(6))
+        tokens = model.project(batch)
+        masks = model.masks(model.scores(tokens, batch.observed), tokens, 0.5)
         guess = {m: torch.zeros_like(v) for m, v in tokens.values.items()}
-        loss = model.reconstruction(guess, tokens, masks, make_batch().observed)
+        loss = model.reconstruction(guess, tokens, masks, batch.observed)
         if not loss.requires_grad:
             return torch.zeros(1)
         loss.backward()
@@ -223,9 +181,8 @@ def test_targets_have_no_gradient_unless_asked() -> None:
     assert projection_gradient(False).abs().sum() == 0
 
 
-def test_moving_average_follows_the_predictor() -> None:
-    model = build(tau=0.9)
-    assert isinstance(model, SelfMask)
+def test_moving_average_follows_the_predictor(kit: Any) -> None:
+    model = build(kit, tau=0.9)
     before = [p.clone() for p in model.g_bar.average.parameters()]
     with torch.no_grad():
         for p in model.g.parameters():
@@ -235,12 +192,11 @@ def test_moving_average_follows_the_predictor() -> None:
         assert torch.allclose(new, 0.9 * old + 0.1 * current, atol=1e-6)
 
 
-def test_distillation_is_zero_for_equal_predictions_and_has_no_gradient_to_the_teacher() -> None:
-    logits = torch.randn(8, 1, requires_grad=True)
-    assert distillation_loss(logits, logits, LABEL).abs() < 1e-6
+def test_distillation_is_zero_for_equal_predictions_and_has_no_gradient_to_the_teacher(kit: Any) -> None:
+    label, logits = kit.labels["binary"], torch.randn(8, 1, requires_grad=True)
+    assert distillation_loss(logits, logits, label).abs() < 1e-6
     teacher = torch.randn(8, 1, requires_grad=True)
-    distillation_loss(logits, teacher, LABEL).backward()
+    distillation_loss(logits, teacher, label).backward()
     assert teacher.grad is None
-    classes = LabelSpec(kind="multiclass", names=("y",), classes=("p", "q", "r"))
     three = torch.randn(8, 3)
-    assert distillation_loss(three, three, classes).abs() < 1e-6
+    assert distillation_loss(three, three, kit.labels["multiclass"]).abs() < 1e-6

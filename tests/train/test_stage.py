@@ -50,20 +50,10 @@ def test_same_seed_same_weights_other_seed_other_weights(banks, settings, binary
 
 # SMIL carries a dictionary and M3Care a memory beside the weights.
 @pytest.mark.parametrize("name", ["selfmask", "m3care", pytest.param("smil", marks=pytest.mark.slow)])
-def test_resumes_bit_for_bit(banks, settings, binary, tmp_path, monkeypatch, name):
+def test_resumes_bit_for_bit(banks, settings, binary, tmp_path, interrupted, name):
     run(banks, settings, binary, tmp_path / "whole", name=name)
-    calls = []
-
-    def killed(*args):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return selection_metrics(*args)
-
-    monkeypatch.setattr("train.stage.selection_metrics", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(3):
         run(banks, settings, binary, tmp_path / "cut", name=name)
-    monkeypatch.undo()
     assert not (tmp_path / "cut" / "config.json").exists()
     run(banks, settings, binary, tmp_path / "cut", name=name)
     whole, cut = (load_file(tmp_path / f / "model.safetensors") for f in ("whole", "cut"))
@@ -138,7 +128,7 @@ def streamed(bank, memory_bytes):
     return StreamingBank(located, bank.labels, memory_bytes)
 
 
-def test_streams_what_exceeds_the_memory_and_resumes_bit_for_bit(make_bank, settings, binary, tmp_path, monkeypatch):
+def test_streams_what_exceeds_the_memory_and_resumes_bit_for_bit(make_bank, settings, binary, tmp_path, interrupted):
     resident = {"train": make_bank(96, 1), "valid": make_bank(48, 2)}
     banks = {split: streamed(bank, 1500) for split, bank in resident.items()}
     whole = run(banks, settings, binary, tmp_path / "whole", name="modality_dropout")
@@ -149,18 +139,8 @@ def test_streams_what_exceeds_the_memory_and_resumes_bit_for_bit(make_bank, sett
         metrics = [selection_metrics(method, own["valid"], ids, "both", 64)[scenario] for own in (banks, resident)]
         assert metrics[0] == metrics[1] == whole["validation"][scenario]
 
-    calls = []
-
-    def killed(*args):
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return selection_metrics(*args)
-
-    monkeypatch.setattr("train.stage.selection_metrics", killed)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(3):
         run(banks, settings, binary, tmp_path / "cut", name="modality_dropout")
-    monkeypatch.undo()
     cut = run(banks, settings, binary, tmp_path / "cut", name="modality_dropout")
     assert cut["weights_sha256"] == whole["weights_sha256"]
 
