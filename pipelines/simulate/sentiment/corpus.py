@@ -90,6 +90,7 @@ def _expected(layout: Layout, plan: Sequence[Video]) -> dict[str, object]:
         "layout": layout,
         "rows": len(listed) + copies,
         "samples": len(kept),
+        "labels": {_id(layout, v, s): s.sentiment for v, s in kept},
         "duplicates": copies,
         "dropped": {s.name: {"id": _id(layout, v, s), "reason": s.dropped} for v, s in listed if s.dropped is not None},
         "zeros": sum(s.sentiment == 0 for _, s in kept),
