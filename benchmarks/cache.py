@@ -309,7 +309,7 @@ def section(bench: Bench, skipped: list[str]) -> str:
 
 def replace_section(page: str, new: str) -> str:
     """Return the page with its section of the same heading replaced, or appended."""
-    before, found, rest = page.partition(f"{SECTION}\n")
+    before, found, rest = page.partition(new.partition("\n")[0] + "\n")
     after = rest.partition("\n## ")
     return before.rstrip() + "\n\n" + new + (f"\n## {after[2]}" if found and after[1] else "")
 

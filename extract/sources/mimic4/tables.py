@@ -1,13 +1,12 @@
 """Reading MIMIC's csv tables in one pass: blocks of whole rows, projected and typed by polars, progress in bytes.
 
 A block at a time, because the large tables have 300 to 430 million rows: memory is a few blocks whatever the file. A
-thread decompresses the next block while polars parses this one. Rows are cut at line ends outside quotes, so texts
-with line breaks stay whole. Compressed bytes are counted, which a lazy scan does not tell.
+thread decompresses the next block (ISA-L, three times as fast as zlib) while polars parses this one. Rows are cut at
+line ends outside quotes, so texts with line breaks stay whole. Compressed bytes are counted, which a lazy scan does not
+tell. Costs no more than polars' own scan of the same file.
 """
 
-import gzip
 import time
-import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -15,12 +14,13 @@ from pathlib import Path
 from typing import IO, cast
 
 import polars as pl
+from isal import igzip, isal_zlib
 from rich.console import Console
 
 from cache.errors import UserError
 from extract.sources.mimic4.layout import header
 
-BLOCK = 32 << 20  # bytes of csv in memory at a time, some four times over
+BLOCK = 8 << 20  # bytes of csv; larger ones cost page faults
 TIME = "%Y-%m-%d %H:%M:%S"
 Types = Mapping[str, pl.DataType | type[pl.DataType]]
 
@@ -76,7 +76,7 @@ def read_blocks(path: Path, columns: Types) -> Iterator[pl.DataFrame]:
     try:
         for block in _ahead(_blocks(path)):
             yield _parse(block, columns)
-    except (pl.exceptions.PolarsError, OSError, EOFError, zlib.error) as error:
+    except (pl.exceptions.PolarsError, OSError, EOFError, isal_zlib.error) as error:
         raise UserError(
             f"{path} cannot be read to its end ({type(error).__name__}): truncated, or a value is not of its column's "
             "type. Compare its checksum and download it again."
@@ -100,25 +100,26 @@ def _ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
 def _blocks(path: Path) -> Iterator[bytes]:
     """Yield whole rows, each time after the row of column names."""
     progress = ByteProgress(path.name, path.stat().st_size)
-    with path.open("rb") as raw, gzip.open(raw) if path.suffix == ".gz" else raw as opened:
+    with path.open("rb") as raw, igzip.open(raw) if path.suffix == ".gz" else raw as opened:
         stream = cast(IO[bytes], opened)
         names = stream.readline().rstrip(b"\r\n") + b"\n"
         rest = b""
         while data := stream.read(BLOCK):
             progress.update(raw.tell())
-            whole, rest = _cut(rest + data)
-            if whole:
-                yield names + whole
+            end = _last_row_end(data, rest.count(b'"'))
+            if end:
+                yield b"".join((names, rest, data[:end]))
+            rest = data[end:] if end else rest + data
         if rest.strip():
             yield names + rest
 
 
-def _cut(data: bytes) -> tuple[bytes, bytes]:
-    """Split after the last line end that is outside quotes; `data` starts outside them."""
-    quotes, end = data.count(b'"'), len(data)
+def _last_row_end(data: bytes, quotes_before: int) -> int:
+    """Return the place after the last line end that is outside quotes, 0 where there is none."""
+    quotes, end = quotes_before + data.count(b'"'), len(data)
     while (line := data.rfind(b"\n", 0, end)) >= 0:
         quotes -= data.count(b'"', line, end)
         if quotes % 2 == 0:
-            return data[: line + 1], data[line + 1 :]
+            return line + 1
         end = line
-    return b"", data
+    return 0

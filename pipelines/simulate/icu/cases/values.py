@@ -1,7 +1,7 @@
 """Cases of bedside and laboratory values: errors, units, texts, other fluids, wrong ids, borders of the window."""
 
 from pipelines.simulate.icu.cases.case import Cases
-from pipelines.simulate.icu.expected import FIXED, MF, PF
+from pipelines.simulate.icu.expected import FIXED, MF, PAPER, PF
 
 NUMBERS = (
     # case, item, text, number, channel, what a correct preparation finds
@@ -26,17 +26,34 @@ NUMBERS = (
     ("coma_unknown_text", 223901, "something else", None, "gcs_motor", None),
     ("capillary_refill", 223951, "Abnormal >3 Seconds", None, "capillary_refill", 1.0),
 )
+# what MedFuse makes of some of them: numbers as standardised later, one-hot columns and masks
+AS_PUBLISHED: dict[str, tuple[tuple[str, float], ...]] = {
+    "pulse_ten_million": (("heart_rate", 1e7), ("mask of heart_rate", 1.0)),
+    "saturation_140": (("oxygen_saturation", 140.0),),
+    "celsius_in_fahrenheit_item": (("temperature", 37.0),),
+    "oxygen_in_percent": (("fio2", 0.4),),
+    "oxygen_as_fraction": (("fio2", 0.004),),
+    "height_in_inches": (("height", 67.0),),
+    "weight_in_pounds": (("weight", 81.64656),),
+    "coma_eye_none": (("gcs_eye=None", 1.0), ("gcs_eye=4 Spontaneously", 0.0)),
+    "coma_verbal_tube": (("gcs_verbal=No Response-ETT", 1.0), ("gcs_verbal=No Response", 0.0)),
+    "coma_unknown_text": (("gcs_motor=6 Obeys Commands", 1.0), ("mask of gcs_motor", 0.0)),
+    "capillary_refill": (("capillary_refill=0.0", 1.0), ("mask of capillary_refill", 0.0)),
+}
 LAB_TEXTS = ("ERROR", ">600", "___", "NEG")
 
 
 def add_value_cases(cases: Cases) -> None:
     """Add one odd number or text each, in the fifth hour."""
     for name, item, text, number, channel, wanted in NUMBERS:
-        cases.stay(name).chart(5.2, item, text, number).cell(channel, 5, wanted, FIXED)
+        stay = cases.stay(name).chart(5.2, item, text, number).cell(channel, 5, wanted, FIXED)
+        for column, value in AS_PUBLISHED.get(name, ()):
+            stay.cell(column, 5, value, PAPER)
     for place, text in enumerate(LAB_TEXTS):
         cases.stay(f"lab_text_{place}").lab(5.2, 50931, text, None).cell("glucose", 5, None, FIXED)
     urine = cases.stay("urine").lab(5.2, 51478, "1000", 1000.0).lab(5.2, 51491, "5", 5.0)
     urine.cell("glucose", 5, None, FIXED).cell("ph", 5, None, FIXED)
+    urine.cell("glucose", 5, 1000.0, PAPER).cell("ph", 5, 5.0, PAPER)
     parts = cases.stay("coma_total")
     for item, text, number in ((220739, "To Pain", 2.0), (223900, "Confused", 4.0), (223901, "Obeys Commands", 6.0)):
         parts.chart(5.2, item, text, number)
@@ -47,10 +64,10 @@ def add_value_cases(cases: Cases) -> None:
 def add_row_cases(cases: Cases) -> None:
     """Add rows whose ids are absent or wrong, repeated rows, and rows at the borders of the window."""
     loose = cases.stay("lab_without_admission").lab(5.2, 50820, "7.11", 7.11, own="none")
-    loose.cell("ph", 5, 7.11, FIXED)
+    loose.cell("ph", 5, 7.11, FIXED).cell("mask of ph", 5, 0.0, PAPER)
     cases.stay("lab_of_other_admission").lab(5.2, 50820, "6.99", 6.99, own="other").cell("ph", 5, None, FIXED)
     lost = cases.stay("chart_without_stay").chart(5.2, 224639, "70", 70.0, own="none")
-    lost.cell("weight", 5, 70.0, FIXED)
+    lost.cell("weight", 5, 70.0, FIXED).cell("weight", 5, 70.0, PAPER)
     cases.stay("chart_of_other_stay").chart(5.2, 224639, "70", 70.0, own="other").cell("weight", 5, None, FIXED)
     ties = cases.stay("two_values_at_once").chart(5.2, 224639, "71", 71.0).chart(5.2, 224639, "70", 70.0)
     ties.cell("weight", 5, 71.0, FIXED)
@@ -67,4 +84,6 @@ def add_row_cases(cases: Cases) -> None:
     late = cases.stay("stored_after_the_prediction_time")
     late.chart(47.5, 224639, "80", 80.0, stored=48.5).lab(47.5, 50820, "6.88", 6.88, stored=50.5)
     late.cell("weight", 47, None, (MF,)).cell("weight", 47, 80.0, (PF,))
-    late.cell("ph", 47, None, (MF,)).cell("ph", 47, 6.88, (PF,))
+    late.cell("ph", 47, None, (MF,)).cell("ph", 47, 6.88, (PF,)).cell("ph", 47, 6.88, PAPER)
+    bins = cases.stay("on_the_border_of_two_bins").chart(5, 224639, "70", 70.0)
+    bins.cell("weight", 5, 70.0, FIXED).cell("weight", 4, None, FIXED).cell("mask of weight", 4, 1.0, PAPER)
