@@ -15,7 +15,7 @@ def icu_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from pipelines.simulate.icu.cohort import simulate_icu
 
     folder = tmp_path_factory.mktemp("icu") / "raw"
-    simulate_icu(folder, 40, seed=0)
+    simulate_icu(folder, 24, seed=0)
     return folder
 
 

@@ -9,7 +9,6 @@ import pytest
 from PIL import Image
 
 from extract.samples import SamplesTable, label_columns
-from extract.sources.mimic4 import variables as v
 from extract.sources.mimic4.phenotypes import PHENOTYPES
 from extract.sources.mimic4.prepare import prepare_mimic4
 from pipelines.simulate.icu.notes import CANARY

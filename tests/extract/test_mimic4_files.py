@@ -55,7 +55,7 @@ def series(table: SamplesTable) -> dict[str, np.ndarray]:
 def test_every_release_gives_the_same_table(
     icu_raw: Path, icu_options: dict, tmp_path: Path, release: str, plain: bool, found: str
 ) -> None:
-    simulate_icu(tmp_path / "raw", 40, 0, release, plain=plain)  # type: ignore[arg-type]
+    simulate_icu(tmp_path / "raw", 24, 0, release, plain=plain)  # type: ignore[arg-type]
     wanted = prepare_mimic4(icu_raw, tmp_path / "a", icu_options)
     table = prepare_mimic4(tmp_path / "raw", tmp_path / "b", icu_options)
     assert (wanted.info.source["version"], table.info.source["version"]) == ("2.2", found)
@@ -171,6 +171,21 @@ def test_a_finished_pass_is_not_made_again_and_a_changed_file_is(
     assert read == ["chartevents.csv.gz", "labevents.csv.gz", "labevents.csv.gz"]
     assert content(tmp_path / "out") == content(tmp_path / "wanted")
     assert again.info == wanted.info
+
+
+def test_films_of_an_interrupted_run_in_the_other_mode_are_not_taken(
+    icu_raw: Path, icu_options: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prepare, "publish_folder", killed)
+        with pytest.raises(KeyboardInterrupt):
+            prepare_mimic4(icu_raw, tmp_path / "out", icu_options)
+    for out in ("out", "wanted"):
+        prepare_mimic4(icu_raw, tmp_path / out, {**icu_options, "mode": "paper"})
+    assert content(tmp_path / "out") == content(tmp_path / "wanted")
 
 
 def test_an_interruption_within_a_pass_leaves_nothing_that_counts(

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from pipelines.simulate.icu.notes import CANARY
 from pipelines.simulate.icu.tables import COLUMNS, NEW_IN_2_2
 
 STAYS = 30
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +121,23 @@ def test_films_of_the_dying_are_whiter(raw: Path, run: dict) -> None:
     ordinary = {stay: film for stay, film in run["images"].items() if stay.startswith("30")}
     bright = np.array([np.asarray(Image.open(paths[film]))[30:55].mean() for film in ordinary.values()])
     assert auroc(bright, np.array([run["labels"][stay] for stay in ordinary])) > 0.6
+
+
+def test_the_command_prints_own_and_published_counts_and_the_flag_lets_summaries_in(
+    raw: Path, run: dict, run_line: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    line = ("prepare", "mimic4", "--raw", raw, "--out", tmp_path / "out", "--params", PARAMS)
+    code, out, err = run_line(*line)
+    assert code == 0, err
+    assert f"event in the window: {run['samples']} kept, 2 dropped" in out
+    assert "published, all three (paper): train 4880, valid 540, test 1373" in out
+    assert not pd.read_parquet(tmp_path / "out/samples.parquet")["txt_text"].str.contains(CANARY).any()
+    assert run_line(*line, "--allow-leaky-text")[0] == 0
+    assert pd.read_parquet(tmp_path / "out/samples.parquet")["txt_text"].str.contains(CANARY).all()
+    code, _, err = run_line("prepare", "mimic4", "--raw", tmp_path, "--out", tmp_path / "out", "--params", PARAMS)
+    assert code == 2
+    assert err.startswith("error: There is no icu/icustays")
+    assert err.count("\n") == 1
 
 
 def test_refuses_too_few_stays_and_a_folder_of_something_else(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from cache.publish import fingerprint, publish_folder, write_json
 
-BUCKETS = 64
+MOST, STAYS_EACH = 64, 1000
 FLUSH_ROWS = 1 << 20
 STAMP = "stamp.json"
 
@@ -36,13 +36,19 @@ def frame_digest(frame: pl.DataFrame) -> str:
     return fingerprint([frame.columns, frame.hash_rows(seed=0).to_list()])
 
 
-def fill_buckets(folder: Path, stamp: str, frames: Iterable[pl.DataFrame], counts: Counter[str]) -> None:
+def bucket_count(stays: int) -> int:
+    """Return how many buckets a cohort gets: each file costs a flush, each bucket is in memory at once."""
+    return min(MOST, 1 + stays // STAYS_EACH)
+
+
+def fill_buckets(folder: Path, stamp: str, frames: Iterable[pl.DataFrame], buckets: int, counts: Counter[str]) -> None:
     """Write `<folder>/<bucket>.parquet` from frames with `stay_id`, or keep those of an earlier run with this stamp.
 
     Args:
         folder: of this step alone.
         stamp: what the rows depend on.
         frames: same columns each; read only where it is needed.
+        buckets: how many.
         counts: what `frames` counts while it is read; of an earlier run, what it had counted.
     """
     done = folder / STAMP
@@ -57,7 +63,7 @@ def fill_buckets(folder: Path, stamp: str, frames: Iterable[pl.DataFrame], count
         writers: dict[int, pq.ParquetWriter] = {}
         for frame in _batches(frames):
             for (bucket,), rows in (
-                frame.with_columns(_b=pl.col("stay_id") % BUCKETS).partition_by("_b", as_dict=True).items()
+                frame.with_columns(_b=pl.col("stay_id") % buckets).partition_by("_b", as_dict=True).items()
             ):
                 table = rows.drop("_b").to_arrow()
                 if bucket not in writers:
@@ -68,10 +74,11 @@ def fill_buckets(folder: Path, stamp: str, frames: Iterable[pl.DataFrame], count
     publish_folder(partial, folder)
 
 
-def read_bucket(folder: Path, bucket: int) -> pl.DataFrame | None:
-    """Return a bucket's rows, None where it has none."""
-    path = folder / f"{bucket}.parquet"
-    return pl.read_parquet(path) if path.is_file() else None
+def read_buckets(folders: Iterable[Path]) -> Iterator[pl.DataFrame]:
+    """Yield the rows of one bucket after the other, those of all folders together."""
+    paths = [path for folder in folders for path in folder.glob("*.parquet")]
+    for bucket in sorted({path.name for path in paths}):
+        yield pl.concat([pl.read_parquet(path) for path in paths if path.name == bucket])
 
 
 def _batches(frames: Iterable[pl.DataFrame]) -> Iterator[pl.DataFrame]:

@@ -89,7 +89,7 @@ def _store(source: Path, target: Path, pixels: int) -> str | None:
         return f"unreadable: {type(error).__name__}"
     scale = min(pixels / min(grey.size), 1)
     size = (max(1, round(grey.width * scale)), max(1, round(grey.height * scale)))
-    partial = target.with_suffix(".partial")
+    partial = target.with_name(f"{target.name}.partial")  # one name a film: a later run replaces what a kill left
     grey.resize(size, Image.Resampling.BILINEAR).save(partial, format="PNG")
-    partial.rename(target)
+    partial.replace(target)
     return None

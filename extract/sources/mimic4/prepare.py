@@ -19,7 +19,7 @@ import polars as pl
 import pyarrow as pa
 
 from cache.errors import UserError
-from cache.publish import publish_folder
+from cache.publish import fingerprint, publish_folder
 from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
 from extract.sources.mimic4 import variables as v
 from extract.sources.mimic4.cohort import Funnel, read_cohort
@@ -138,12 +138,9 @@ def _add_images(
     layout: Layout, out: Path, work: Path, films: Mapping[int, Mapping[str, Any]], options: Mimic4Options
 ) -> dict[int, str]:
     """Write `out/images` as a whole; returns the reasons of unreadable films."""
-    folder = work / f"images-{options.image_pixels}"
-    named = {stay: film["dicom_id"] for stay, film in films.items()}
+    choice = [options.image_pixels, {str(stay): film["dicom_id"] for stay, film in films.items()}]
+    folder = work / f"images-{fingerprint(choice)[:16]}"  # what an interrupted run with other films left is not taken
     unreadable = store_films(layout, folder, films, options.image_pixels)
-    for path in folder.iterdir():  # of a run with another choice of films
-        if path.suffix != ".png" or int(path.stem) not in named:
-            path.unlink()
     out.mkdir(parents=True, exist_ok=True)
     (out / "dataset.json").unlink(missing_ok=True)  # an older table must not outlive its files
     publish_folder(folder, out / "images")

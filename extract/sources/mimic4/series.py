@@ -15,7 +15,7 @@ import numpy as np
 import polars as pl
 
 from extract.sources.mimic4 import variables as v
-from extract.sources.mimic4.buckets import BUCKETS, read_bucket
+from extract.sources.mimic4.buckets import read_buckets
 from extract.sources.mimic4.cleaning import clean, clean_as_published
 from extract.sources.mimic4.events import TABLES
 from extract.sources.series import bin_series
@@ -37,8 +37,8 @@ def bin_events(
         counts: what cleaning removed is added here.
     """
     series = {}
-    for bucket in range(BUCKETS):
-        for stay, hours, channel, values in _stays(work, bucket, paper, counts):
+    for events in read_buckets(work / kind for kind in TABLES):
+        for stay, hours, channel, values in _stays(events, paper, counts):
             if paper:  # a value on the border of two bins belongs to the earlier
                 hours = np.maximum(hours - EPSILON * bin_hours, 0)
             grid = bin_series(hours, channel, values, len(v.CHANNELS), bins[stay], bin_hours)
@@ -50,13 +50,10 @@ def bin_events(
 
 
 def _stays(
-    work: Path, bucket: int, paper: bool, counts: Counter[str]
+    events: pl.DataFrame, paper: bool, counts: Counter[str]
 ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
     """Yield (stay id, hours, channel, cleaned values) of a bucket's stays."""
-    parts = [part for kind in TABLES if (part := read_bucket(work / kind, bucket)) is not None]
-    if not parts:
-        return
-    events = pl.concat(parts).sort("stay_id")
+    events = events.sort("stay_id")
     places = {**v.chart_places(paper=paper), **v.lab_places(paper=paper)}
     known = np.array(sorted(places))
     item, stay = events["item"].to_numpy(), events["stay_id"].to_numpy()
@@ -95,8 +92,11 @@ def standardise(dense: dict[int, np.ndarray], train: set[int]) -> dict[str, tupl
     """
     names = column_names()
     place = [names.index(v.CHANNELS[i]) for i in NUMBERS]
-    rows = np.concatenate([dense[stay][:, place] for stay in sorted(train & dense.keys())]).astype(np.float64)
-    mean, deviation = rows.mean(0), np.maximum(rows.std(0, ddof=1), 1e-7)
+    columns = [dense[stay][:, place] for stay in sorted(train & dense.keys())]
+    count = sum(map(len, columns))
+    mean = sum(c.sum(0, dtype=np.float64) for c in columns) / count
+    squares = sum(((c - mean) ** 2).sum(0) for c in columns)
+    deviation = np.maximum(np.sqrt(squares / (count - 1)), 1e-7)
     for grid in dense.values():
         grid[:, place] = (grid[:, place] - mean) / deviation
     return {v.CHANNELS[i]: (float(m), float(d)) for i, m, d in zip(NUMBERS, mean, deviation, strict=True)}

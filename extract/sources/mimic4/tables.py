@@ -22,6 +22,7 @@ from extract.sources.mimic4.layout import header
 
 BLOCK = 8 << 20  # bytes of csv; larger ones cost page faults
 TIME = "%Y-%m-%d %H:%M:%S"
+DAMAGED = (pl.exceptions.PolarsError, OSError, EOFError, cast("type[Exception]", isal_zlib.error))
 Types = Mapping[str, pl.DataType | type[pl.DataType]]
 
 
@@ -76,7 +77,7 @@ def read_blocks(path: Path, columns: Types) -> Iterator[pl.DataFrame]:
     try:
         for block in _ahead(_blocks(path)):
             yield _parse(block, columns)
-    except (pl.exceptions.PolarsError, OSError, EOFError, isal_zlib.error) as error:
+    except DAMAGED as error:
         raise UserError(
             f"{path} cannot be read to its end ({type(error).__name__}): truncated, or a value is not of its column's "
             "type. Compare its checksum and download it again."
@@ -100,7 +101,7 @@ def _ahead(blocks: Iterator[bytes]) -> Iterator[bytes]:
 def _blocks(path: Path) -> Iterator[bytes]:
     """Yield whole rows, each time after the row of column names."""
     progress = ByteProgress(path.name, path.stat().st_size)
-    with path.open("rb") as raw, igzip.open(raw) if path.suffix == ".gz" else raw as opened:
+    with path.open("rb") as raw, igzip.IGzipFile(fileobj=raw) if path.suffix == ".gz" else raw as opened:
         stream = cast(IO[bytes], opened)
         names = stream.readline().rstrip(b"\r\n") + b"\n"
         rest = b""
