@@ -1,6 +1,8 @@
 """Raw data to samples tables: simulate, prepare, check."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -20,14 +22,19 @@ SOURCES = {"icu": "mimic4"}  # data sets that are prepared by a source of anothe
 @simulate.command("icu")
 def simulate_icu_command(
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("data/raw/icu"),
-    stays: Annotated[int, typer.Option("--stays", min=20, help="Eligible ICU stays.")] = 400,
+    stays: Annotated[int, typer.Option("--stays", min=20, help="Ordinary ICU stays, beside the odd ones.")] = 400,
     seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    release: Annotated[Literal["1.0", "2.0", "2.2", "3.1"], typer.Option("--release", help="Of MIMIC-IV.")] = "2.2",
+    plain: Annotated[bool, typer.Option("--plain", help="Write .csv, not .csv.gz.")] = False,
+    other_events: Annotated[
+        int, typer.Option("--other-events", min=0, help="Rows of chartevents of other variables, as in a real table.")
+    ] = 0,
 ) -> None:
-    """Simulate an ICU cohort in MIMIC-IV v2.2's raw layout (tables, notes, chest X-rays)."""
-    from pipelines.simulate.icu import simulate_icu
+    """Simulate an ICU cohort in MIMIC-IV's raw layout (tables, notes, chest X-rays)."""
+    from pipelines.simulate.icu.cohort import simulate_icu
 
-    simulate_icu(out, stays, seed)
-    typer.echo(f"wrote {out}: {stays} stays that `selfmask prepare mimic4 --raw {out}` keeps")
+    simulate_icu(out, stays, seed, release, plain=plain, other_events=other_events)
+    typer.echo(f"wrote {out}: {stays} ordinary stays and the odd ones of expected.json")
 
 
 @simulate.command("sentiment")
@@ -45,9 +52,17 @@ def simulate_sentiment_command(
 
 
 @prepare.command("mimic4")
-def prepare_mimic4_command(raw: Raw, out: Out = None, params: ParamsFile = PARAMS, overrides: Overrides = None) -> None:
-    """MIMIC-IV with chest X-rays and radiology notes: in-hospital mortality."""
-    _prepare("mimic4", raw, out, params, overrides)
+def prepare_mimic4_command(
+    raw: Raw,
+    out: Out = None,
+    leaky: Annotated[
+        bool, typer.Option("--allow-leaky-text", help="Discharge summaries as text: they state the label.")
+    ] = False,
+    params: ParamsFile = PARAMS,
+    overrides: Overrides = None,
+) -> None:
+    """MIMIC-IV with chest X-rays and radiology notes: in-hospital mortality or 25 phenotypes (docs/mimic4.md)."""
+    _prepare("mimic4", raw, out, params, overrides, {"allow_leaky_text": True} if leaky else {})
 
 
 @prepare.command("physionet2012")
@@ -132,8 +147,15 @@ def _places(facts: dict[str, Any]) -> str:
     return f"{facts['count']} (rows {first}{', ...' if more else ''})"
 
 
-def _prepare(source: str, raw: Any, out: Path | None, params: Path, overrides: list[str] | None) -> None:
-    """Run one source with the options of its data set: the chosen one, or the first that has this source."""
+def _prepare(
+    source: str,
+    raw: Any,
+    out: Path | None,
+    params: Path,
+    overrides: list[str] | None,
+    switched: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Run one source with the options of its data set, the chosen one or the first that has it, and switches on top."""
     from cache.errors import UserError
     from pipelines.params import load_params
 
@@ -144,7 +166,7 @@ def _prepare(source: str, raw: Any, out: Path | None, params: Path, overrides: l
     target = out or Path("data") / names[0] / "samples"
     preparer = _preparer(source)
     assert preparer is not None
-    _report(preparer(raw, target, chosen.datasets[names[0]].options), target)
+    _report(preparer(raw, target, {**chosen.datasets[names[0]].options, **switched}), target)
 
 
 def _run(name: str, raw: Path, out: Path, options: dict[str, Any]) -> "SamplesTable":
@@ -161,7 +183,7 @@ def _run(name: str, raw: Path, out: Path, options: dict[str, Any]) -> "SamplesTa
 
 def _preparer(source: str) -> Any:
     if source == "mimic4":
-        from extract.sources.mimic4 import prepare_mimic4
+        from extract.sources.mimic4.prepare import prepare_mimic4
 
         return prepare_mimic4
     if source == "physionet2012":
@@ -180,4 +202,9 @@ def _preparer(source: str) -> Any:
 
 
 def _report(table: "SamplesTable", out: Path) -> None:
+    for step in table.info.counts:
+        typer.echo(f"  {step.step}: {step.kept} kept, {step.dropped} dropped")
+    for whose in ("samples", "published"):  # one's own counts, and those to compare with
+        for name, by_split in table.info.source.get(whose, {}).items():
+            typer.echo(f"  {whose}, {name}: " + ", ".join(f"{split} {n}" for split, n in by_split.items()))
     typer.echo(f"wrote {out}: {len(table.frame)} samples, modalities {', '.join(table.modalities)}")
