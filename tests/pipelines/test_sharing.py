@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import pytest
+import yaml
 
 from cache.store import TokenStore
 
@@ -157,10 +158,9 @@ def test_repro_goes_on_after_a_kill_and_never_trains_on_stale_tokens(first: Any)
     before = json.loads((first.root / "models/toy/selfmask/seed0/config.json").read_text())
 
     refit = ["-s", "-q", "fit@note"]
-    text = (first.root / "params.yaml").read_text()
-    (first.root / "params.yaml").write_text(
-        text.replace("  learning_rate: 0.001\n  schedule", "  learning_rate: 0.01\n  schedule")
-    )
+    params = yaml.safe_load((first.root / "params.yaml").read_text())
+    params["fit"]["learning_rate"] *= 10
+    (first.root / "params.yaml").write_text(yaml.safe_dump(params))
     first.dvc("repro", *refit)
     assert "another encoder" in first.selfmask("train", "selfmask", code=2), "trained on the tokens of the old encoder"
     kill_extraction(first, 1)
