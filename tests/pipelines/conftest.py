@@ -163,6 +163,12 @@ def checkout(root: Path, params: dict[str, Any]) -> Project:
 
 
 @pytest.fixture(scope="session")
+def make_checkout() -> Callable[[Path, dict[str, Any]], Project]:
+    """Return `checkout`, for tests with parameters of their own."""
+    return checkout
+
+
+@pytest.fixture(scope="session")
 def sentiment_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     """Return a checkout that is set to CMU-MOSEI, with a simulated corpus as raw data."""
     params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
