@@ -147,10 +147,7 @@ def _scratch(settings: TextSettings, tokenizer: Tokenizer) -> Any:
         raise UserError("Encoder 'hf_text' has no from-scratch form. Name its weights, or use type bert or deberta.")
     sizes: dict[str, Any] = {
         "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": settings.width,
-        "num_hidden_layers": settings.layers,
-        "num_attention_heads": settings.heads,
-        "intermediate_size": 4 * settings.width,
+        **pretrained.sizes(settings),
         "max_position_embeddings": max(settings.max_tokens, 512),
         "hidden_dropout_prob": settings.dropout,
         "attention_probs_dropout_prob": settings.dropout,
