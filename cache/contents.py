@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from cache.manifest import read_failures, read_view
 from cache.parts import SampleTokens, read_identities
 from cache.places import Identity, Place
+from cache.progress import tracked
 from cache.store import TokenStore
 from cache.verify import require_whole
 
@@ -55,9 +56,7 @@ def stored_samples(
     Raises:
         CorruptCacheError: a file is absent or damaged.
     """
-    for entry in store.entries():
-        if not rows.get(entry["part"]):
-            continue
+    for entry in tracked([entry for entry in store.entries() if rows.get(entry["part"])], "parts read"):
         if checked:
             require_whole(store.location, entry)
         identities, part = read_identities(store.location, entry), store.read_part(entry)

@@ -13,6 +13,7 @@ import numpy as np
 from cache.contents import current, is_complete
 from cache.parts import PartArrays
 from cache.places import Identity, Place
+from cache.progress import tracked
 from cache.store import TokenStore
 
 
@@ -84,7 +85,8 @@ def _compare_tokens(
     parts = _Parts(first), _Parts(second)
     differing = other_length = 0
     max_abs = 0.0
-    for mine, theirs in sorted(places.values(), key=lambda pair: (pair[0].part, pair[0].row)):
+    pairs = sorted(places.values(), key=lambda pair: (pair[0].part, pair[0].row))
+    for mine, theirs in tracked(pairs, "samples compared"):
         a, b = (part.read(place) for part, place in zip(parts, (mine, theirs), strict=True))
         if len(a[0]) != len(b[0]):
             other_length += 1

@@ -18,6 +18,7 @@ from cache.linking import copy_part
 from cache.manifest import read_failures, read_view, write_failure_records
 from cache.places import Identity
 from cache.precision import token_bytes
+from cache.progress import tracked
 from cache.store import TokenStore
 
 
@@ -137,7 +138,7 @@ def _carry_parts(
     copied = samples = rewritten = 0
     for store in sources:
         partly: dict[str, list[int]] = {}
-        for entry in store.entries():
+        for entry in tracked(store.entries(), f"parts of {store.path}"):
             chosen = rows.get((store.path, entry["part"]), [])
             if len(chosen) == entry["samples"]:
                 copied += copy_part(store.path, target.path, entry)

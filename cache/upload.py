@@ -11,6 +11,7 @@ from cache.errors import UserError
 from cache.location import RemotePath, locate, map_all, reaching, sizes
 from cache.manifest import entry_paths, failure_paths
 from cache.metadata import GROUP_FILE
+from cache.progress import tracked
 from cache.store import TokenStore
 
 
@@ -26,7 +27,7 @@ def upload(store: TokenStore, url: str) -> int:
     if (target / GROUP_FILE).is_file():
         store.key.require_same(TokenStore.open(url, check=False).key, url)
     present, sent = sizes(target), 0
-    for names in _steps(store):
+    for names in tracked(list(_steps(store)), "parts and documents sent"):
         new = [name for name in names if not _is_there(store.path, name, present)]
         map_all(lambda name: _put(store.path / name, target / name), new, parallel=True)
         sent += len(new)

@@ -28,6 +28,7 @@ from cache.manifest import (
 )
 from cache.metadata import GROUP_FILE
 from cache.places import find_places, require_all
+from cache.progress import tracked
 from cache.root import PARTS_GROUP
 
 ORPHAN_AGE_S = 24 * 3600
@@ -51,7 +52,7 @@ class VerifyReport:
 def verify_cache(store: Location, root: dict[str, Any], identity: str) -> VerifyReport:
     """Read every byte of a cache; `root` is what its document must say, `identity` what its parts must name."""
     problems, entries = document_problems(store, root), []
-    for path in entry_paths(store):
+    for path in tracked(entry_paths(store), "parts verified"):
         try:
             entry = read_entry(path, identity)
         except FileNotFoundError:  # compacted since it was listed

@@ -123,6 +123,20 @@ class SpeechSettings(TransformerSettings):
     """Longer clips are cut."""
 
 
+class ConvolutionalSpeechSettings(Settings):
+    """wav2vec of 2019: convolutions of one width."""
+
+    type: Literal["wav2vec"]
+    weights: str
+    """`scratch`, fairseq's `wav2vec_large.pt`, or the folder of a fitted encoder."""
+    width: PositiveInt
+    """512 for the published weights."""
+    sample_rate_hz: PositiveInt
+    """16000 for the published weights; clips are resampled to it."""
+    max_seconds: Annotated[float, Field(gt=0)]
+    """Longer clips are cut."""
+
+
 class VideoSettings(TransformerSettings):
     """MA-Net on each frame of a clip, a Transformer over the frames."""
 
@@ -146,6 +160,7 @@ EncoderSettings = Annotated[
     | TextSettings
     | AudioSettings
     | SpeechSettings
+    | ConvolutionalSpeechSettings
     | VideoSettings,
     Field(discriminator="type"),
 ]

@@ -55,6 +55,7 @@ caches.app.command()(cache_changes.merge)
 caches.app.command()(cache_changes.compact)
 caches.app.command("import")(cache_changes.import_)
 caches.app.command()(cache_changes.export)
+caches.app.command()(cache_changes.upload)
 app.add_typer(caches.app, name="cache")
 
 

@@ -57,6 +57,12 @@ def masked_image(pixels: np.ndarray, boxes: Sequence[tuple[float, ...]], mask: S
     axes.set_axis_off()
 
 
+def film_strip(frames: Sequence[Any], axes: Any) -> None:
+    """Show frames (PIL images of one size) side by side, each over its share of [0, 1]."""
+    axes.imshow(np.concatenate([np.asarray(frame) for frame in frames], axis=1), extent=(0, 1, 0, 1), aspect="auto")
+    axes.set_yticks([])
+
+
 def masked_spans(spans: Sequence[tuple[float, ...]], mask: Sequence[bool], axes: Any) -> None:
     """Shade the masked (start, end) spans of a series or a recording."""
     for (start, end), hidden in zip(spans, mask, strict=True):

@@ -244,10 +244,9 @@ def _cross_check(params: Params, path: Path) -> None:
                 raise UserError(f"{path}: datasets.{name}.encoders.{modality} is '{encoder}'. Known: {known_names}.")
     sized = {"model": params.model, **{f"encoders.{name}": value for name, value in params.encoders.items()}}
     for section, sizes in sized.items():
-        if sizes.width % sizes.heads:
-            raise UserError(
-                f"{path}: {section}.width={sizes.width} must be a multiple of {section}.heads={sizes.heads}."
-            )
+        heads = getattr(sizes, "heads", 1)  # convolutional encoders have none
+        if sizes.width % heads:
+            raise UserError(f"{path}: {section}.width={sizes.width} must be a multiple of {section}.heads={heads}.")
     lists = {
         "dataset.modalities": params.dataset.modalities,
         "seeds": params.seeds,

@@ -17,7 +17,7 @@ from extract.encoders.base import Encoder
 from extract.encoders.registry import load_encoder
 from extract.metrics import monitor_name
 from extract.samples import SamplesTable
-from extract.values import TimeSeries, Waveform, read_value
+from extract.values import TimeSeries, Video, Waveform, read_value
 from pipelines import figures
 from pipelines.params import Params
 from train.checkpoint import load_checkpoint
@@ -34,6 +34,7 @@ CAPTIONS = {
     "masks.png": "What SelfMask masks in a test sample that has the most modalities (coloured), at the share of L_obs.",
 }
 CHANNELS_SHOWN = 5
+PERSONAL = ("text", "video")  # words and faces are shown on request, or where they are simulated
 SHOWN = ("auroc", "auprc", "accuracy", "f1_weighted", "nll", "ece", "mae", "pearson")
 
 
@@ -43,7 +44,7 @@ def write_report(params: Params, table: SamplesTable, *, with_text: bool = False
     Args:
         params: gives the folders and the preset.
         table: samples table.
-        with_text: show the words of texts that are not known to be simulated.
+        with_text: show words and faces that are not known to be simulated.
 
     Raises:
         UserError: the evaluation has not run.
@@ -149,7 +150,7 @@ def _mask_picture(params: Params, table: SamplesTable, out: Path, show_text: boo
     encoders = {m: load_encoder(params.encoder_folder(m)) for m in table.modalities}
     row = int(table.observed("test").sum(1).argmax())
     masks = learned_masks(method, encoders, table, "test", [row], params.selfmask.ratio_observed)[0]
-    shown = [m for m in masks if show_text or table.modality(m).kind != "text"]
+    shown = [m for m in masks if show_text or table.modality(m).kind not in PERSONAL]
     if not shown:
         return []
     sample = table.split("test").iloc[row]
@@ -174,6 +175,10 @@ def _draw(table: SamplesTable, sample: Any, name: str, encoder: Encoder, mask: l
         figures.masked_spans(spans, mask, axes)
         axes.plot(np.arange(len(value.samples)) / value.rate_hz, value.samples, color=figures.COLOURS[0], lw=0.5)
         axes.set(xlabel="seconds")
+    elif isinstance(value, Video):
+        figures.film_strip(value.frames(len(spans)), axes)
+        figures.masked_spans(spans, mask, axes)
+        axes.set(xlabel="share of the clip")
     else:
         pixels = encoder.preprocess(value)["pixels"].transpose(1, 2, 0)
         figures.masked_image((pixels.squeeze() + 1) / 2, spans, mask, axes)

@@ -7,14 +7,11 @@ quadrants are cut for. Batch norms keep their statistics in training: with a bat
 depend on another's.
 """
 
-import argparse
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
 from torch import Tensor, nn
 
@@ -23,13 +20,13 @@ from cache.publish import file_sha256
 from extract.config import VideoSettings
 from extract.encoders.base import Embedded, Encoder, pad
 from extract.encoders.manet_network import HEADS, STRIDE_BEFORE_QUADRANTS, MultiAttentionNetwork
+from extract.encoders.published import DAMAGED, foreign, read_checkpoint
 from extract.encoders.transformer import SequenceTransformer
 from extract.values import Video
 
 PUBLISHED_SIDE, PUBLISHED_CHANNELS = 224, 64
 WRAPPER = "module."
 """Before every key of the published files, from data-parallel training."""
-DAMAGED = (OSError, ValueError, RuntimeError, KeyError, TypeError, EOFError, AttributeError)
 
 
 class VideoEncoder(Encoder):
@@ -119,28 +116,11 @@ def load_published(network: MultiAttentionNetwork, settings: VideoSettings) -> d
             f"{path} needs image_size {PUBLISHED_SIDE} and base_channels {PUBLISHED_CHANNELS}; encoders.<name> has "
             f"{settings.image_size} and {settings.base_channels}."
         )
+    content = read_checkpoint(path, "MA-Net", ["__main__.RecorderMeter"])
     try:
-        with _tolerated_globals():
-            content = torch.load(path, map_location="cpu", weights_only=True)
         state = {key.removeprefix(WRAPPER): value for key, value in content["state_dict"].items()}
         heads = sorted(key for key in state if key.startswith(HEADS))
         network.load_state_dict({key: value for key, value in state.items() if key not in heads})
-    except FileNotFoundError as error:
-        raise UserError(
-            f"There is no {path}. Download MA-Net's checkpoint (docs/adding-an-encoder.md), or set weights: scratch."
-        ) from error
     except DAMAGED as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{path} is no checkpoint of MA-Net: {reason}.") from error
+        raise foreign(path, "MA-Net", error) from error
     return {"weights": path.name, "sha256": file_sha256(path), "unused_keys": heads}
-
-
-@contextmanager
-def _tolerated_globals() -> Iterator[None]:
-    """Let the official files' record of past losses be read: as an object without methods, never as their class."""
-    reconstruct = np.array([]).__reduce__()[0]
-    known: list[Any] = [np.ndarray, np.dtype, *(type(np.dtype(kind)) for kind in ("f4", "f8", "i8"))]
-    known += [(reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")]
-    known += [(argparse.Namespace, "__main__.RecorderMeter")]
-    with torch.serialization.safe_globals(known):
-        yield

@@ -38,6 +38,7 @@ MEMBERS = {
     "hf_text": Member("text", "text", "TextEncoder"),
     "logmel": Member("audio", "audio", "AudioEncoder"),
     "wav2vec2": Member("audio", "wav2vec2", "Wav2Vec2Encoder"),
+    "wav2vec": Member("audio", "wav2vec", "Wav2VecEncoder"),
     "manet": Member("video", "manet", "VideoEncoder"),
 }
 """Encoder type of params.yaml to its class, which is imported when it is used: libraries take seconds to load."""

@@ -1,11 +1,11 @@
-"""Making and changing token caches: merge, compact, import, export."""
+"""Making and changing token caches: merge, compact, import, export, upload."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from pipelines.commands.options import PARAMS, AsJson, Overrides, ParamsFile, show
+from pipelines.commands.options import PARAMS, AsJson, Overrides, ParamsFile, progress_lines, show
 
 
 def merge(
@@ -27,7 +27,8 @@ def merge(
     from cache.merge import merge as run
     from cache.store import TokenStore
 
-    report = run([TokenStore.open(path) for path in sources], into, _part_bytes(params, overrides), prefer, view)
+    with progress_lines("merge"):
+        report = run([TokenStore.open(path) for path in sources], into, _part_bytes(params, overrides), prefer, view)
     text = (
         f"wrote {into}: {report.parts_copied} parts copied ({report.samples_copied} samples), "
         f"{report.samples_rewritten} samples rewritten, {report.failures} failures; "
@@ -55,7 +56,8 @@ def compact(
     from cache.store import TokenStore
     from cache.summary import readable_bytes
 
-    report = run(TokenStore.open(path), _part_bytes(params, overrides), drop_dead, now)
+    with progress_lines("compact"):
+        report = run(TokenStore.open(path), _part_bytes(params, overrides), drop_dead, now)
     saved = report.bytes_replaced - report.bytes_written
     text = (
         f"wrote {path}: {report.parts_before} parts are now {report.parts_after}, {report.rewritten} samples "
@@ -108,13 +110,28 @@ def export(
     from cache.store import TokenStore
     from cache.summary import readable_bytes
 
-    samples = export_tokens(TokenStore.open(path), form, out)
+    with progress_lines("export"):
+        samples = export_tokens(TokenStore.open(path), form, out)
     size = out.stat().st_size
     show(
         {"out": str(out), "samples": samples, "bytes": size},
         as_json,
         f"wrote {out}: {samples} samples, {readable_bytes(size)}",
     )
+
+
+def upload(
+    path: Annotated[Path, typer.Argument(help="A <modality>.zarr folder.")],
+    url: Annotated[str, typer.Argument(help="Where to: s3://bucket/data/icu/tokens/ehr.zarr, or another fsspec URL.")],
+    as_json: AsJson = False,
+) -> None:
+    """Copy a cache to a URL, where readers see only what is whole; only new files travel."""
+    from cache.store import TokenStore
+    from cache.upload import upload as run
+
+    with progress_lines("upload"):
+        sent = run(TokenStore.open(path), url)
+    show({"url": url, "files": sent}, as_json, f"wrote {url}: {sent} files sent")
 
 
 def _part_bytes(params: Path, overrides: list[str] | None) -> float:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pipelines.commands.options import AsJson, show
+from pipelines.commands.options import AsJson, progress_lines, show
 
 if TYPE_CHECKING:
     from cache.location import Location
@@ -45,7 +45,8 @@ def verify(
 
     from cache.store import TokenStore
 
-    report = TokenStore.open(path, check=False).verify(clean, repair)
+    with progress_lines("verify"):
+        report = TokenStore.open(path, check=False).verify(clean, repair)
     counts = f"{report.parts} parts, {report.samples} samples, {report.orphans} unpublished parts"
     show(asdict(report), as_json, "\n".join([*report.repaired, *report.problems, counts]))
     if report.problems:
@@ -62,7 +63,8 @@ def diff(
     from cache.diff import compare, difference_lines
     from cache.store import TokenStore
 
-    found = compare(TokenStore.open(first), TokenStore.open(second))
+    with progress_lines("diff"):
+        found = compare(TokenStore.open(first), TokenStore.open(second))
     show(found.document(), as_json, "\n".join(difference_lines(found, first, second)))
     if not found.same:
         raise typer.Exit(1)

@@ -71,7 +71,7 @@ def report(
     params: ParamsFile = PARAMS,
     overrides: Overrides = None,
     with_text: Annotated[
-        bool, typer.Option("--with-text", help="Show the words of real texts in the mask picture.")
+        bool, typer.Option("--with-text", help="Show the words and faces of real data in the mask picture.")
     ] = False,
 ) -> None:
     """Write the report: tables of metrics and the pictures."""

@@ -1,4 +1,4 @@
-"""Files as values of a samples table, and their way through an encoder."""
+"""Files as values of a samples table, and their way through an encoder; a simulated MIMIC-IV folder."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -8,11 +8,31 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import yaml
 
 from extract.encoders.base import Encoder
 from extract.samples import DatasetInfo, Kind, ModalitySpec, SamplesTable
 from extract.task import LabelSpec
 from extract.values import read_value
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def icu_raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a cohort of every odd stay and some ordinary ones; read only."""
+    from pipelines.simulate.icu.cohort import simulate_icu
+
+    folder = tmp_path_factory.mktemp("icu") / "raw"
+    simulate_icu(folder, 24, seed=0)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def icu_options() -> dict[str, Any]:
+    """Return the options of the shipped params.yaml."""
+    options: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())["datasets"]["icu"]["options"]
+    return options
 
 
 @pytest.fixture

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from extract.config import AudioSettings, SpeechSettings
+from extract.config import AudioSettings, ConvolutionalSpeechSettings, SpeechSettings
 from extract.encoders.audio import AudioEncoder
 from extract.encoders.base import Encoder
 from extract.encoders.resampling import resampled
+from extract.encoders.wav2vec import Wav2VecEncoder
 from extract.encoders.wav2vec2 import Wav2Vec2Encoder
 from extract.values import UnreadableValue, Waveform
 
@@ -29,7 +30,12 @@ def wav2vec2() -> Encoder:
     return Wav2Vec2Encoder(SpeechSettings.model_validate(fields))
 
 
-ENCODERS = {"logmel": logmel, "wav2vec2": wav2vec2}
+def wav2vec() -> Encoder:
+    fields = {"type": "wav2vec", "weights": "scratch", "width": 16, "sample_rate_hz": 16000, "max_seconds": 1.0}
+    return Wav2VecEncoder(ConvolutionalSpeechSettings.model_validate(fields))
+
+
+ENCODERS = {"logmel": logmel, "wav2vec2": wav2vec2, "wav2vec": wav2vec}
 
 
 def noise(samples: int, channels: int = 1) -> np.ndarray:
@@ -41,21 +47,21 @@ def test_every_recording_has_finite_tokens(
     kind: str, tmp_path: Path, read_file: Read, tokens_of: Callable[..., np.ndarray]
 ) -> None:
     encoder = ENCODERS[kind]()
-    recordings: list[tuple[str, np.ndarray, int, str | None, int, int]] = [  # and tokens of logmel and wav2vec2
-        ("stereo.wav", noise(2205, 2), 44100, None, 1, 2),  # 0.05 s
-        ("short.wav", noise(160), 16000, None, 1, 1),  # less than one window of either
-        ("two.wav", noise(2), 16000, None, 1, 1),
-        ("eight.wav", noise(4000, 1), 8000, "PCM_U8", 12, 24),
-        ("deep.wav", noise(8000, 6), 16000, "PCM_24", 12, 24),
-        ("loud.wav", noise(8000) * 2.0**31, 16000, "FLOAT", 12, 24),
-        ("quiet.wav", noise(8000) * 1e-30, 16000, "FLOAT", 12, 24),
-        ("prime.flac", noise(22027), 44053, None, 12, 24),
-        ("long.ogg", noise(48000), 16000, None, 25, 49),  # three seconds
+    recordings: list[tuple[str, np.ndarray, int, str | None, tuple[int, ...]]] = [  # and the tokens of each encoder
+        ("stereo.wav", noise(2205, 2), 44100, None, (1, 2, 3)),  # 0.05 s
+        ("short.wav", noise(160), 16000, None, (1, 1, 1)),  # less than one window of any
+        ("two.wav", noise(2), 16000, None, (1, 1, 1)),
+        ("eight.wav", noise(4000, 1), 8000, "PCM_U8", (12, 24, 48)),
+        ("deep.wav", noise(8000, 6), 16000, "PCM_24", (12, 24, 48)),
+        ("loud.wav", noise(8000) * 2.0**31, 16000, "FLOAT", (12, 24, 48)),
+        ("quiet.wav", noise(8000) * 1e-30, 16000, "FLOAT", (12, 24, 48)),
+        ("prime.flac", noise(22027), 44053, None, (12, 24, 48)),
+        ("long.ogg", noise(48000), 16000, None, (25, 49, 98)),  # three seconds
     ]
-    for name, samples, rate, subtype, few, many in recordings:
+    for name, samples, rate, subtype, counts in recordings:
         soundfile.write(tmp_path / name, samples, rate, subtype=subtype)
         tokens = tokens_of(encoder, read_file("audio", name))
-        assert len(tokens) == (few if kind == "logmel" else many), name
+        assert len(tokens) == dict(zip(ENCODERS, counts, strict=True))[kind], name
 
 
 REFUSED = {

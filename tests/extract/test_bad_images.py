@@ -48,7 +48,7 @@ def test_a_file_cut_in_half_or_empty_has_a_reason(kind: str, tmp_path: Path, rea
 
 
 @pytest.mark.parametrize("kind", FORMATS)
-@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::PIL.Image.DecompressionBombWarning")
 def test_flipped_bytes_are_read_or_refused(kind: str, tmp_path: Path, read_file: Read) -> None:
     whole, draw = file_of(kind), random.Random(0)
     for _ in range(60):

@@ -148,20 +148,48 @@ def tiny_params() -> dict[str, Any]:
     return params
 
 
-@pytest.fixture(scope="session")
-def extracted(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """Return a committed checkout whose tokens are extracted and pushed to a remote with `verify: true` beside it."""
-    base = tmp_path_factory.mktemp("team")
-    project = Project(base / "first")
+def checkout(root: Path, params: dict[str, Any]) -> Project:
+    """Return a copy of this project with the given parameters, as DVC initialises it."""
+    project = Project(root)
     project.root.mkdir()
     for name in ("cache", "extract", "train", "pipelines"):
         shutil.copytree(ROOT / name, project.root / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, project.root / name)
-    (project.root / "params.yaml").write_text(yaml.safe_dump(tiny_params()))
-    project.write_raw(RAW_SAMPLES)
+    (project.root / "params.yaml").write_text(yaml.safe_dump(params))
     project.run("git", "init", "-q")
     project.dvc("init", "-q")
+    return project
+
+
+@pytest.fixture(scope="session")
+def make_checkout() -> Callable[[Path, dict[str, Any]], Project]:
+    """Return `checkout`, for tests with parameters of their own."""
+    return checkout
+
+
+@pytest.fixture(scope="session")
+def sentiment_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a checkout that is set to CMU-MOSEI, with a simulated corpus as raw data."""
+    params: dict[str, Any] = yaml.safe_load((ROOT / "params.yaml").read_text())
+    modalities = list(params["datasets"]["mosei"]["options"]["modalities"])
+    params["dataset"] = {"name": "mosei", "raw": "data/raw/mosei", "modalities": modalities}
+    params["seeds"] = [0]
+    params["fit"] |= {"max_epochs": 2}
+    params["train"] |= {"methods": ["selfmask", "zero_fill"], "max_epochs": 2}
+    params["joint"] |= {"max_epochs": 1}
+    params["evaluate"] |= {"bootstrap_draws": 50}
+    project = checkout(tmp_path_factory.mktemp("sentiment") / "project", params)
+    project.selfmask("simulate", "sentiment", "--layout", "raw", "--videos", "20")
+    return project
+
+
+@pytest.fixture(scope="session")
+def extracted(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Return a committed checkout whose tokens are extracted and pushed to a remote with `verify: true` beside it."""
+    base = tmp_path_factory.mktemp("team")
+    project = checkout(base / "first", tiny_params())
+    project.write_raw(RAW_SAMPLES)
     project.dvc("remote", "add", "-d", "team", str(base / "remote"))
     project.dvc("remote", "modify", "team", "verify", "true")
     project.dvc("repro", "-q", "extract")

@@ -154,3 +154,16 @@ def test_import_export_and_plot_print_what_they_wrote(project: Path, run_line: A
     code, out, err = run_line(*words[:4], "csv", *words[5:])
     assert (code, out) == (2, "")
     assert err.startswith("error: --format 'csv'")
+
+
+def test_an_upload_is_read_at_its_url_and_only_new_files_travel(tmp_path: Path, run_line: Any) -> None:
+    store = fill(tmp_path / "m.zarr", ["a", "b"])
+    url = "memory://bucket/upload-command/m.zarr"
+    code, out, _ = run_line("cache", "upload", store.path, url, "--json")
+    assert code == 0
+    whole = json.loads(out)["files"]
+    assert TokenStore.open(url).view() == store.view()
+    code, out, _ = run_line("cache", "upload", store.path, url, "--json")
+    assert json.loads(out)["files"] < whole / 2
+    code, out, err = run_line("cache", "upload", store.path, tmp_path / "elsewhere.zarr")
+    assert (code, out, err.count("\n")) == (2, "", 1)

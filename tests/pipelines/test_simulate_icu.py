@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,33 +12,14 @@ import pytest
 from PIL import Image
 
 from cache.errors import UserError
-from pipelines.simulate.icu import simulate_icu
-from pipelines.simulate.icu_latent import make_plan
-from pipelines.simulate.icu_notes import CANARY
+from pipelines.simulate.icu.cohort import simulate_icu
+from pipelines.simulate.icu.events import OTHER_ITEMS
+from pipelines.simulate.icu.latent import make_plan
+from pipelines.simulate.icu.notes import CANARY
+from pipelines.simulate.icu.tables import COLUMNS, NEW_IN_2_2
 
 STAYS = 30
-# columns of MIMIC-IV v2.2, MIMIC-IV-Note v2.2 and MIMIC-CXR-JPG v2
-COLUMNS = {
-    "hosp/patients": "subject_id gender anchor_age anchor_year anchor_year_group dod",
-    "hosp/admissions": "subject_id hadm_id admittime dischtime deathtime admission_type admit_provider_id "
-    "admission_location discharge_location insurance language marital_status race edregtime edouttime "
-    "hospital_expire_flag",
-    "hosp/diagnoses_icd": "subject_id hadm_id seq_num icd_code icd_version",
-    "hosp/d_labitems": "itemid label fluid category",
-    "hosp/labevents": "labevent_id subject_id hadm_id specimen_id itemid order_provider_id charttime storetime value "
-    "valuenum valueuom ref_range_lower ref_range_upper flag priority comments",
-    "icu/icustays": "subject_id hadm_id stay_id first_careunit last_careunit intime outtime los",
-    "icu/chartevents": "subject_id hadm_id stay_id caregiver_id charttime storetime itemid value valuenum valueuom "
-    "warning",
-    "icu/d_items": "itemid label abbreviation linksto category unitname param_type lownormalvalue highnormalvalue",
-    "note/radiology": "note_id subject_id hadm_id note_type note_seq charttime storetime text",
-    "note/radiology_detail": "note_id subject_id field_name field_value field_ordinal",
-    "note/discharge": "note_id subject_id hadm_id note_type note_seq charttime storetime text",
-    "note/discharge_detail": "note_id subject_id field_name field_value field_ordinal",
-    "mimic-cxr-jpg/mimic-cxr-2.0.0-metadata": "dicom_id subject_id study_id PerformedProcedureStepDescription "
-    "ViewPosition Rows Columns StudyDate StudyTime ProcedureCodeSequence_CodeMeaning ViewCodeSequence_CodeMeaning "
-    "PatientOrientationCodeSequence_CodeMeaning",
-}
+PARAMS = Path(__file__).parents[2] / "params.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +27,11 @@ def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("icu") / "raw"
     simulate_icu(folder, STAYS, seed=3)
     return folder
+
+
+@pytest.fixture(scope="module")
+def run(raw: Path) -> dict:
+    return json.loads((raw / "expected.json").read_text())["runs"]["mortality.fixed"]
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -65,25 +52,47 @@ def test_same_seed_same_bytes_and_another_seed_others(raw: Path, tmp_path: Path)
 @pytest.mark.parametrize("table", sorted(COLUMNS))
 def test_columns_are_those_of_the_real_table(raw: Path, table: str) -> None:
     with gzip.open(raw / f"{table}.csv.gz", "rt") as stream:
-        assert stream.readline().strip().split(",") == COLUMNS[table].split()
+        assert tuple(stream.readline().strip().split(",")) == COLUMNS[table]
+
+
+def test_the_first_release_has_its_own_folders_and_columns(tmp_path: Path) -> None:
+    simulate_icu(tmp_path / "old", 20, 0, "1.0", plain=True)
+    admissions = pd.read_csv(tmp_path / "old/core/admissions.csv")
+    assert "ethnicity" in admissions
+    assert "race" not in admissions
+    assert not (tmp_path / "old/hosp/patients.csv").exists()
+    for table in ("icu/chartevents", "hosp/labevents"):
+        assert set(pd.read_csv(tmp_path / "old" / f"{table}.csv", nrows=1)).isdisjoint(NEW_IN_2_2)
+
+
+def test_other_events_are_added_and_change_nothing_else(raw: Path, tmp_path: Path) -> None:
+    simulate_icu(tmp_path / "more", STAYS, seed=3, other_events=1000)
+    events, more = (pd.read_csv(folder / "icu/chartevents.csv.gz") for folder in (raw, tmp_path / "more"))
+    assert len(more) == len(events) + 1000
+    assert set(more["itemid"][len(events) :]) == set(OTHER_ITEMS)
+    assert set(OTHER_ITEMS).isdisjoint(events["itemid"])
+    pd.testing.assert_frame_equal(more[: len(events)], events)
+    assert (raw / "expected.json").read_bytes() == (tmp_path / "more/expected.json").read_bytes()
 
 
 def test_reports_never_state_the_outcome_and_discharge_notes_do(raw: Path) -> None:
-    reports = pd.read_csv(raw / "note/radiology.csv.gz")["text"].str.lower()
+    reports = pd.read_csv(raw / "note/radiology.csv.gz")["text"].dropna().str.lower()
     assert not reports.str.contains(f"{CANARY}|expired|died|death|deceased|home").any()
-    assert pd.read_csv(raw / "note/discharge.csv.gz")["text"].str.contains(CANARY).all()
+    summaries = pd.read_csv(raw / "note/discharge.csv.gz")
+    assert summaries["text"].str.contains(CANARY).all()
+    assert set(summaries["hadm_id"]) == set(pd.read_csv(raw / "icu/icustays.csv.gz")["hadm_id"])
 
 
-def test_expected_agrees_with_the_raw_tables(raw: Path) -> None:
-    expected = json.loads((raw / "expected.json").read_text())
+def test_expected_agrees_with_the_raw_tables(raw: Path, run: dict) -> None:
     stays = pd.read_csv(raw / "icu/icustays.csv.gz")
     flags = pd.read_csv(raw / "hosp/admissions.csv.gz").set_index("hadm_id")["hospital_expire_flag"]
-    assert expected["steps"][0]["kept"] == len(stays)
-    assert expected["steps"][-1]["kept"] == expected["samples"] == STAYS
+    assert run["steps"][0]["kept"] == len(stays)
+    assert run["steps"][-1]["kept"] == run["samples"] == len(run["labels"])
+    assert run["samples"] + len(run["dropped"]) == len(stays)
     admission = stays.set_index(stays["stay_id"].astype(str))["hadm_id"]
-    assert expected["labels"] == {stay: flags[admission[stay]] for stay in expected["labels"]}
+    assert run["labels"] == {stay: flags[admission[stay]] for stay in run["labels"]}
     films = {path.stem for path in (raw / "mimic-cxr-jpg/files").rglob("*.jpg")}
-    assert set(expected["images"].values()) <= films
+    assert set(run["images"].values()) <= films
 
 
 def test_admissions_of_a_subject_do_not_overlap_and_end_with_death(raw: Path) -> None:
@@ -107,11 +116,28 @@ def test_each_modality_sees_a_part_and_all_together_more() -> None:
     assert abs(1 - plan.stays["note"].mean() - 0.25) < 0.03
 
 
-def test_films_of_the_dying_are_whiter(raw: Path) -> None:
-    expected = json.loads((raw / "expected.json").read_text())
+def test_films_of_the_dying_are_whiter(raw: Path, run: dict) -> None:
     paths = {path.stem: path for path in (raw / "mimic-cxr-jpg/files").rglob("*.jpg")}
-    bright = np.array([np.asarray(Image.open(paths[film]))[30:55].mean() for film in expected["images"].values()])
-    assert auroc(bright, np.array([expected["labels"][stay] for stay in expected["images"]])) > 0.6
+    ordinary = {stay: film for stay, film in run["images"].items() if stay.startswith("30")}
+    bright = np.array([np.asarray(Image.open(paths[film]))[30:55].mean() for film in ordinary.values()])
+    assert auroc(bright, np.array([run["labels"][stay] for stay in ordinary])) > 0.6
+
+
+def test_the_command_prints_own_and_published_counts_and_the_flag_lets_summaries_in(
+    raw: Path, run: dict, run_line: Callable[..., tuple[int, str, str]], tmp_path: Path
+) -> None:
+    line = ("prepare", "mimic4", "--raw", raw, "--out", tmp_path / "out", "--params", PARAMS)
+    code, out, err = run_line(*line)
+    assert code == 0, err
+    assert f"event in the window: {run['samples']} kept, 2 dropped" in out
+    assert "published, all three (paper): train 4880, valid 540, test 1373" in out
+    assert not pd.read_parquet(tmp_path / "out/samples.parquet")["txt_text"].str.contains(CANARY).any()
+    assert run_line(*line, "--allow-leaky-text")[0] == 0
+    assert pd.read_parquet(tmp_path / "out/samples.parquet")["txt_text"].str.contains(CANARY).all()
+    code, _, err = run_line("prepare", "mimic4", "--raw", tmp_path, "--out", tmp_path / "out", "--params", PARAMS)
+    assert code == 2
+    assert err.startswith("error: There is no icu/icustays")
+    assert err.count("\n") == 1
 
 
 def test_refuses_too_few_stays_and_a_folder_of_something_else(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""MIMIC-IV with chest X-rays and notes to a samples table."""

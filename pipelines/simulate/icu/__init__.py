@@ -1,0 +1,1 @@
+"""A simulated ICU cohort in MIMIC-IV's raw layout."""

@@ -1,0 +1,1 @@
+"""A simulated sentiment corpus in CMU-MOSEI's raw layouts."""
