@@ -24,7 +24,7 @@ SCHEMA_VERSION = 1
 SPLITS = ("train", "valid", "test")
 Kind = Literal["text", "image", "timeseries", "audio", "video", "features"]
 SUFFIXES: dict[str, tuple[str, ...]] = {
-    "text": ("text",),
+    "text": ("text", "path"),
     "image": ("path",),
     "audio": ("path",),
     "video": ("path",),

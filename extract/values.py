@@ -5,24 +5,24 @@ reason; callers count the sample as missing in that modality. Paths never leave 
 """
 
 import hashlib
-import io
 import struct
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import av
 import h5py
 import numpy as np
 import pandas as pd
-import soundfile
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
+from extract.decoding import UnreadableValue, Video, Waveform, decode_audio, decode_image
 from extract.samples import ModalitySpec, SamplesTable
+
+__all__ = ["READERS", "TimeSeries", "UnreadableValue", "Video", "Waveform", "read_value", "value_digest"]
 
 DAMAGED = (
     *(OSError, KeyError, ValueError, EOFError, TypeError, RuntimeError, SyntaxError, MemoryError, OverflowError),
@@ -31,54 +31,11 @@ DAMAGED = (
 """What numpy and h5py raise for damaged files: a flipped byte in a header may claim any size, type or key."""
 
 
-class UnreadableValue(Exception):
-    """A value is there but cannot be used; the text is the reason, without any content of the value."""
-
-
 @dataclass(frozen=True)
 class TimeSeries:
     """Binned series: float32 [T, C], NaN where a cell was not observed."""
 
     values: np.ndarray
-
-
-@dataclass(frozen=True)
-class Waveform:
-    """Mono audio: float32 [n] at `rate_hz`."""
-
-    samples: np.ndarray
-    rate_hz: int
-
-
-@dataclass(frozen=True)
-class Video:
-    """A video file; decoded when frames are asked for, since whole clips do not fit the memory."""
-
-    path: Path
-
-    def frames(self, most: int) -> list[Image.Image]:
-        """Return `most` RGB frames, evenly spaced over the file, or all of a shorter one.
-
-        Decodes the file twice: first to count its frames, which containers get wrong.
-
-        Raises:
-            UnreadableValue: it cannot be decoded, or has no frames.
-        """
-        count = sum(1 for _ in self._decoded())
-        if not count:
-            raise UnreadableValue("video has no frames")
-        # The middle frame of each of `most` equal parts.
-        wanted = {(2 * part + 1) * count // (2 * most) for part in range(most)} if count > most else set(range(count))
-        return [frame.to_image() for number, frame in enumerate(self._decoded()) if number in wanted]
-
-    def _decoded(self) -> Iterator[Any]:
-        try:
-            with av.open(str(self.path)) as container:
-                if not container.streams.video:
-                    raise UnreadableValue("file has no video stream")
-                yield from container.decode(video=0)
-        except (av.FFmpegError, OSError, ValueError) as error:
-            raise UnreadableValue(f"video cannot be decoded ({type(error).__name__})") from error
 
 
 def read_value(table: SamplesTable, row: Any, modality: str) -> Any | None:
@@ -152,46 +109,30 @@ def _locate(table: SamplesTable, cell: str) -> tuple[Path, str | None]:
 
 
 def _text(table: SamplesTable, row: Any, spec: ModalitySpec) -> str:
-    text = str(row[spec.column])
-    if not text.strip():
-        raise UnreadableValue("empty text")
+    cell = str(row[spec.column])
+    text = _text_file(_locate(table, cell)[0]) if spec.column.endswith("_path") else cell
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise UnreadableValue("text is not valid Unicode")
+    if not text.replace("\0", "").strip():
+        raise UnreadableValue("empty text")
     return text
 
 
-def _image(table: SamplesTable, row: Any, spec: ModalitySpec) -> Image.Image:
-    path, _ = _locate(table, str(row[spec.column]))
+def _text_file(path: Path) -> str:
     try:
-        with Image.open(io.BytesIO(path.read_bytes())) as image:
-            image.load()
-            return _eight_bit(image)
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise UnreadableValue(f"image cannot be decoded ({type(error).__name__})") from error
+        return path.read_text("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UnreadableValue("text is not valid UTF-8") from error
+    except OSError as error:
+        raise UnreadableValue(f"text cannot be read ({type(error).__name__})") from error
 
 
-def _eight_bit(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":  # 16 bit saturates when converted directly
-        pixels = np.asarray(image, np.float32)
-        if not np.isfinite(pixels).all():
-            raise UnreadableValue("image holds values that are not finite")
-        low, high = float(pixels.min()), float(pixels.max())
-        scaled = (pixels - low) / max(high - low, 1e-6) * 255
-        return Image.fromarray(scaled.astype(np.uint8))
-    return image.convert("L" if image.mode in ("L", "1", "LA") else "RGB")
+def _image(table: SamplesTable, row: Any, spec: ModalitySpec) -> Image.Image:
+    return decode_image(_locate(table, str(row[spec.column]))[0])
 
 
 def _audio(table: SamplesTable, row: Any, spec: ModalitySpec) -> Waveform:
-    path, _ = _locate(table, str(row[spec.column]))
-    try:
-        samples, rate = soundfile.read(path, dtype="float32", always_2d=True)
-    except (soundfile.LibsndfileError, OSError, TypeError) as error:  # TypeError: a name that ends in .raw
-        raise UnreadableValue("audio cannot be decoded") from error
-    if not len(samples):
-        raise UnreadableValue("empty audio")
-    if not np.isfinite(samples).all():
-        raise UnreadableValue("audio holds values that are not finite")
-    return Waveform(samples.mean(axis=1), int(rate))
+    return decode_audio(_locate(table, str(row[spec.column]))[0])
 
 
 def _video(table: SamplesTable, row: Any, spec: ModalitySpec) -> Video:
@@ -229,7 +170,8 @@ def _keyed(path: Path, key: str) -> np.ndarray:
         raise UnreadableValue(f"array file cannot be read ({type(error).__name__})") from error
     if values.dtype.kind not in "fiub":
         raise UnreadableValue(f"array has dtype {values.dtype}, not numbers")
-    return values.astype(np.float32)
+    with np.errstate(over="ignore"):  # beyond float32 is infinite, which has a reason of its own
+        return values.astype(np.float32)
 
 
 def _numpy(path: Path, key: str) -> np.ndarray:

@@ -111,10 +111,7 @@ def _scale(settings: HubImageSettings) -> PixelScale:
 
 def _scratch(settings: HubImageSettings) -> Any:
     config = SiglipVisionConfig(
-        hidden_size=settings.width,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        intermediate_size=4 * settings.width,
+        **pretrained.sizes(settings),
         image_size=settings.image_size,
         patch_size=settings.patch_size,
         num_channels=settings.channels,

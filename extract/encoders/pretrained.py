@@ -22,6 +22,7 @@ from torch import nn
 
 from cache.errors import UserError
 from cache.publish import file_sha256
+from extract.config import TransformerSettings
 from extract.encoders import torchvision_schema  # noqa: F401  (before transformers)
 
 from transformers import AutoConfig, AutoModel, PreTrainedConfig  # isort: skip
@@ -146,6 +147,16 @@ def _summary(keys: list[str]) -> list[str]:
     return [f"{module} ({count})" for module, count in Counter(key.split(".")[0] for key in keys).items()]
 
 
+def sizes(settings: TransformerSettings) -> dict[str, int]:
+    """Return the sizes of a network from scratch under the names of transformers."""
+    return {
+        "hidden_size": settings.width,
+        "num_hidden_layers": settings.layers,
+        "num_attention_heads": settings.heads,
+        "intermediate_size": 4 * settings.width,
+    }
+
+
 def saved_config(trunk: nn.Module) -> dict[str, Any]:
     """Return what rebuilds a network without its repository, as JSON."""
     config: dict[str, Any] = trunk.config.to_dict()  # type: ignore[operator,union-attr]
@@ -154,8 +165,8 @@ def saved_config(trunk: nn.Module) -> dict[str, Any]:
 
 def rebuild(config: dict[str, Any]) -> nn.Module:
     """Build the network of `saved_config`, with random weights."""
-    sizes = {key: value for key, value in config.items() if key != "model_type"}
-    trunk: nn.Module = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **sizes), dtype=torch.float32)
+    fields = {key: value for key, value in config.items() if key != "model_type"}
+    trunk: nn.Module = AutoModel.from_config(AutoConfig.for_model(config["model_type"], **fields), dtype=torch.float32)
     return without_pooler(trunk)
 
 
@@ -179,5 +190,5 @@ def require_sizes(trunk: nn.Module, weights: str, width: int, layers: int) -> No
 def transformer_blocks(trunk: nn.Module) -> list[nn.Module]:
     """Return the blocks of a Transformer of any kind: the list of modules that holds the most parameters."""
     lists = [module for module in trunk.modules() if isinstance(module, (nn.ModuleList, nn.Sequential))]
-    sizes = [sum(p.numel() for p in module.parameters()) for module in lists]
-    return list(lists[sizes.index(max(sizes))]) if lists else [trunk]
+    parameters = [sum(p.numel() for p in module.parameters()) for module in lists]
+    return list(lists[parameters.index(max(parameters))]) if lists else [trunk]

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 from torch import Tensor, nn
 
 from cache.errors import UserError
@@ -25,6 +25,8 @@ from extract.values import UnreadableValue
 
 from transformers import AutoModel, BertConfig, BertModel, DebertaModel, DebertaV2Config, DebertaV2Model  # isort: skip
 
+CHARACTERS_PER_TOKEN = 64
+"""Of a text, so many characters a token are looked at: a document of a million words is cut before it is tokenized."""
 DEBERTA = {"deberta": DebertaModel, "deberta-v2": DebertaV2Model}
 """Model type to class; DeBERTa-v3 declares itself `deberta-v2`."""
 
@@ -61,7 +63,7 @@ class TextEncoder(Encoder):
 
     def preprocess(self, value: str) -> dict[str, np.ndarray]:
         """Return token ids and which of them are special; at most `max_tokens`."""
-        encoding = self.tokenizer.encode(value)
+        encoding = self._tokenize(value)
         if len(encoding.ids) <= sum(encoding.special_tokens_mask):
             raise UnreadableValue("text has no token")
         return {
@@ -92,11 +94,11 @@ class TextEncoder(Encoder):
 
     def spec(self) -> dict[str, Any]:
         """Name, options, preprocessing, layout."""
-        digest = tokenizer_digest(self.tokenizer)
+        digest, cut = tokenizer_digest(self.tokenizer), {"characters_per_token": CHARACTERS_PER_TOKEN}
         return {
             "name": self.settings.type,
             "options": self.settings.model_dump(mode="json"),
-            "preprocessing": {"max_tokens": self.settings.max_tokens, "tokenizer_sha256": digest},
+            "preprocessing": {"max_tokens": self.settings.max_tokens, "tokenizer_sha256": digest, **cut},
             "layout": {"kind": "word pieces"},
         }
 
@@ -106,12 +108,15 @@ class TextEncoder(Encoder):
 
     def token_spans(self, value: str) -> list[tuple[float, ...]]:
         """Character spans; (0, 0) for special tokens."""
-        return [(float(a), float(b)) for a, b in self.tokenizer.encode(value).offsets]
+        return [(float(a), float(b)) for a, b in self._tokenize(value).offsets]
 
     def assets(self) -> dict[str, Any]:
         """The tokenizer, as its own JSON, the trunk's sizes, and where its weights came from."""
         config = pretrained.saved_config(self.bert)
         return {"tokenizer": self.tokenizer.to_str(), "config": config, "origin": self.origin}
+
+    def _tokenize(self, value: str) -> Encoding:
+        return self.tokenizer.encode(value[: CHARACTERS_PER_TOKEN * self.settings.max_tokens])
 
 
 def _rebuild(config: dict[str, Any]) -> Any:
@@ -142,10 +147,7 @@ def _scratch(settings: TextSettings, tokenizer: Tokenizer) -> Any:
         raise UserError("Encoder 'hf_text' has no from-scratch form. Name its weights, or use type bert or deberta.")
     sizes: dict[str, Any] = {
         "vocab_size": tokenizer.get_vocab_size(),
-        "hidden_size": settings.width,
-        "num_hidden_layers": settings.layers,
-        "num_attention_heads": settings.heads,
-        "intermediate_size": 4 * settings.width,
+        **pretrained.sizes(settings),
         "max_position_embeddings": max(settings.max_tokens, 512),
         "hidden_dropout_prob": settings.dropout,
         "attention_probs_dropout_prob": settings.dropout,

@@ -28,6 +28,8 @@ AGGREGATOR = tuple(range(2, 14))
 """Kernels; each is padded on the left by its own length less one."""
 RESIDUAL_SCALE = 0.5
 PUBLISHED_WIDTH = 512
+METERS = tuple(f"fairseq.meters.{name}" for name in ("AverageMeter", "TimeMeter", "StopwatchMeter"))
+"""What fairseq of 2019 kept of a run beside its weights."""
 PARTS = ("feature_extractor.", "feature_aggregator.")
 
 
@@ -167,7 +169,7 @@ def load_published(encoder: Wav2VecEncoder, path: Path) -> dict[str, Any]:
     """
     if encoder.width != PUBLISHED_WIDTH:
         raise UserError(f"{path} has width {PUBLISHED_WIDTH}; encoders.<name>.width is {encoder.width}.")
-    content = read_checkpoint(path, "wav2vec")
+    content = read_checkpoint(path, "wav2vec", METERS)
     try:
         state = content["model"]
         own = {key: value for key, value in state.items() if key.startswith(PARTS)}

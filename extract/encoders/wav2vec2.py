@@ -157,10 +157,7 @@ def _wants_normalised(settings: SpeechSettings) -> bool:
 
 def _scratch(settings: SpeechSettings) -> Any:
     config = Wav2Vec2Config(
-        hidden_size=settings.width,
-        num_hidden_layers=settings.layers,
-        num_attention_heads=settings.heads,
-        intermediate_size=4 * settings.width,
+        **pretrained.sizes(settings),
         hidden_dropout=settings.dropout,
         attention_dropout=settings.dropout,
         activation_dropout=settings.dropout,

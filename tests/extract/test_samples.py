@@ -151,7 +151,7 @@ def test_broken_rules_are_named(tmp_path: Path, case: str) -> None:
         ((), "non-empty and unique"),
         ((MODALITIES[1], MODALITIES[1]), "non-empty and unique"),
         ((ModalitySpec(name="cxr", kind="image", column="cxr_text"),), "must be cxr_path"),
-        ((ModalitySpec(name="txt", kind="text", column="txt_path"),), "must be txt_text"),
+        ((ModalitySpec(name="txt", kind="text", column="txt_array"),), "must be txt_text or txt_path"),
         ((ModalitySpec(name="c", kind="image", column="cxr_path"),), "must be c_path"),
         ((ModalitySpec(name="../c", kind="image", column="../c_path"),), "letters, digits"),
     ],

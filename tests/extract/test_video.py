@@ -80,10 +80,8 @@ def read(root: Path, cell: str) -> Any:
 
 
 def test_a_table_s_video_is_read_and_damage_has_a_reason(tmp_path: Path) -> None:
-    whole = write_video(tmp_path / "a.mp4", [10] * 9)
+    write_video(tmp_path / "a.mp4", [10] * 9)
     assert len(read(tmp_path, "a.mp4").frames(16)) == 9
-    (tmp_path / "empty.mp4").write_bytes(b"")
-    (tmp_path / "torn.mp4").write_bytes(whole.read_bytes()[:200])
     (tmp_path / "text.mp4").write_bytes(b"no video " * 100)
     with av.open(str(tmp_path / "sound.mkv"), "w") as container:
         stream = container.add_stream("pcm_s16le", rate=8000)
@@ -91,9 +89,8 @@ def test_a_table_s_video_is_read_and_damage_has_a_reason(tmp_path: Path) -> None
         frame.rate = 8000
         container.mux(stream.encode(frame))
         container.mux(stream.encode())
-    for name, reason in (("empty", "decoded"), ("torn", "decoded"), ("text", "decoded")):
-        with pytest.raises(UnreadableValue, match=reason):
-            encoder().preprocess(read(tmp_path, f"{name}.mp4"))
+    with pytest.raises(UnreadableValue, match="decoded"):
+        encoder().preprocess(read(tmp_path, "text.mp4"))
     with pytest.raises(UnreadableValue, match="no video stream"):
         encoder().preprocess(read(tmp_path, "sound.mkv"))
     with pytest.raises(UnreadableValue, match="not found"):

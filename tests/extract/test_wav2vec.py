@@ -1,7 +1,9 @@
 """wav2vec of 2019: its equations, clips of any length side by side, masks, and files of fairseq's layout."""
 
 import argparse
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -105,12 +107,29 @@ def test_a_saved_encoder_gives_the_same_tokens(tmp_path: Path) -> None:
         assert torch.equal(load_encoder(tmp_path)(batch)[0], model(batch)[0])
 
 
-def test_a_file_of_fairseq_s_layout_is_loaded_strictly(tmp_path: Path) -> None:
+def recorded_meter(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An object of a class that only the training script's machine has."""
+
+    class AverageMeter:
+        def __init__(self) -> None:
+            self.sum, self.count = 3.0, 2
+
+    AverageMeter.__module__, AverageMeter.__qualname__ = "fairseq.meters", "AverageMeter"
+    module = ModuleType("fairseq.meters")
+    module.AverageMeter = AverageMeter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "fairseq", ModuleType("fairseq"))
+    monkeypatch.setitem(sys.modules, "fairseq.meters", module)
+    return AverageMeter()
+
+
+def test_a_file_of_fairseq_s_layout_is_loaded_strictly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     own = {k: v for k, v in Wav2VecEncoder(settings(width=512)).state_dict().items() if k != "placeholder"}
     others = {"wav2vec_predictions.project_to_steps.weight": torch.zeros(2)}
-    content = {"args": argparse.Namespace(arch="wav2vec"), "model": {**own, **others}}
+    extra = {"train_meters": {"train_loss": recorded_meter(monkeypatch)}, "epoch": 3}
+    content = {"args": argparse.Namespace(arch="wav2vec"), "model": {**own, **others}, "extra_state": extra}
     torch.save(content, tmp_path / "large.pt")
+    monkeypatch.undo()
     chosen = settings(width=512, weights=str(tmp_path / "large.pt"))
     built = build_encoder(chosen, SPEC, list)
     assert all(torch.equal(built.state_dict()[key], value) for key, value in own.items())
