@@ -1,11 +1,12 @@
-"""CMU-MOSI's utterance features as a data set of ready tokens: a samples table, and a cache a modality.
+"""CMU-MOSI: utterance features as ready tokens, and the transcripts as texts; a samples table, and a cache a modality.
 
     python -m benchmarks.mosi FOLDER --out data/mosi        # FOLDER holds text/, audio/, video/ and transcripts.csv
     selfmask benchmark suites/tuned.yaml --set dataset.name=mosi --set "dataset.modalities=[text, audio, video]"
 
 The features (text 100, audio 73, video 100 numbers an utterance) are those of github.com/soujanyaporia; text and video
 were learned with supervision on the train split. One token a modality, standardised by the training utterances; the
-test split is the given one, and twelve of the 62 training videos, whole, are for validation.
+test split is the given one, and twelve of the 62 training videos, whole, are for validation. `transcript` is what was
+said, for an encoder of text: `selfmask fit transcript`, `selfmask extract transcript` (docs/results.md).
 """
 
 import argparse
@@ -35,7 +36,7 @@ def read_part(folder: Path, part: str) -> pd.DataFrame:
         if not np.array_equal(values[:, -1], frame["label"]):
             raise SystemExit(f"{folder}: the labels of {name} are not those of the transcripts.")
         result[name] = list(values[:, :-1])
-    result["label"] = frame["label"].astype(float)
+    result["label"], result["transcript_text"] = frame["label"].astype(float), frame["text"]
     return result
 
 
@@ -54,7 +55,7 @@ def main() -> None:
     arguments = parser.parse_args()
     frame = pd.concat([read_part(arguments.folder, part) for part in ("train", "test")], ignore_index=True)
     frame["split"] = split_videos(frame)
-    table = frame[["sample_id", "group_id", "split", "label"]].copy()
+    table = frame[["sample_id", "group_id", "split", "label", "transcript_text"]].copy()
     (arguments.out / "features").mkdir(parents=True, exist_ok=True)
     for name in MODALITIES:
         values = np.stack(list(frame[name]))
@@ -68,7 +69,10 @@ def main() -> None:
     info = DatasetInfo(
         name="mosi",
         label=LabelSpec(kind="binary", names=("positive",)),
-        modalities=tuple(ModalitySpec(name=n, kind="features", column=f"{n}_array") for n in MODALITIES),
+        modalities=(
+            ModalitySpec(name="transcript", kind="text", column="transcript_text"),
+            *(ModalitySpec(name=n, kind="features", column=f"{n}_array") for n in MODALITIES),
+        ),
     )
     SamplesTable.write(arguments.out / "samples", info, table, pd.DataFrame(columns=["source_id", "step", "reason"]))
     print(f"wrote {arguments.out}: {table['split'].value_counts().to_dict()} utterances")

@@ -9,13 +9,16 @@ from pipelines.benchmark.workers import fitting_jobs
 from train.config import MethodName
 
 ROOT = Path(__file__).parents[2]
+OF_ONE_DATASET = {
+    "physionet2012": ["dataset.name=physionet2012", "dataset.modalities=[vitals, labs, gas, cardiac]"],
+    "mosi": ["dataset.name=mosi", "dataset.modalities=[transcript, text, audio, video]"],
+}
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "suites").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_suites_fit_params(path: Path) -> None:
     suite = read_suite(path)
-    blocks = ["dataset.name=physionet2012", "dataset.modalities=[vitals, labs, gas, cardiac]"]
-    changes = blocks if path.stem.startswith("physionet2012") else []
+    changes = next((c for name, c in OF_ONE_DATASET.items() if path.stem.startswith(name)), [])
     runs = plan(suite, ROOT / "params.yaml", changes, Path("out"))
     assert len(runs) == len(suite.entries) * len(suite.seeds)
     assert len({run.folder for run in runs}) == len(runs)
