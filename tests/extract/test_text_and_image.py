@@ -6,6 +6,7 @@ from PIL import Image
 
 from extract.config import ImageSettings, TextSettings
 from extract.encoders.image import ImageEncoder
+from extract.encoders.text import TextEncoder
 from extract.encoders.tokenizer import train_tokenizer
 
 SMALL = {"width": 16, "layers": 2, "heads": 2, "dropout": 0.0}
@@ -19,7 +20,7 @@ def picture(seed: int = 0) -> Image.Image:
 
 
 def test_special_tokens_are_never_maskable_and_long_text_is_cut() -> None:
-    encoder, _ = make("text")
+    encoder = TextEncoder(TEXT, train_tokenizer(WORDS, 60, 12)).eval()
     item = encoder.preprocess("opacity " * 100_000)
     assert len(item["ids"]) == TEXT.max_tokens
     embedded = encoder.embed(encoder.collate([item]))
