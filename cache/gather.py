@@ -2,7 +2,8 @@
 
 All tokens of some samples lie in one tensor, [tokens + 1, width] in the stored type, whose last row is zero and serves
 as padding: no Python loop over samples. On the CPU the rows pass through a scratch that stays in its cache on their way
-to float32: half the memory traffic of a gather followed by a conversion, and no fresh pages for the intermediate.
+to float32: half the memory traffic of a gather followed by a conversion, and no fresh pages for the intermediate. Only
+where a sample's copy takes longer than the loop's step, large samples on the CPU, is each copied by itself.
 """
 
 from collections.abc import Sequence
@@ -14,6 +15,8 @@ from torch import Tensor
 
 SCRATCH_BYTES = 2**19
 """Of gathered tokens per thread; about a core's second-level cache."""
+SLICE_BYTES = 2**16
+"""Mean size of a minibatch's samples from which one copy a sample is faster than a gather of rows."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +86,17 @@ class FlatTokens:
         place = torch.arange(length, device=self.tokens.device)
         valid = place[None] < self.lengths[rows, None]
         index = torch.where(valid, self.starts[rows, None] + place, len(self.tokens) - 1).flatten()
-        tokens = gather_float(self, index).view(len(rows), length, self.tokens.shape[1])
+        if self._has_large(rows):
+            tokens = copy_slices(self, rows, length)
+        else:
+            tokens = gather_float(self, index).view(len(rows), length, self.tokens.shape[1])
         return tokens, valid, self.maskable.index_select(0, index).view_as(valid)
+
+    def _has_large(self, rows: Tensor) -> bool:
+        if self.tokens.device.type != "cpu" or not len(rows):
+            return False
+        row_bytes = self.tokens.shape[1] * self.tokens.element_size()
+        return int(self.lengths[rows].sum()) * row_bytes >= SLICE_BYTES * len(rows)
 
 
 def padded_length(longest: int, buckets: Sequence[int]) -> int:
@@ -101,6 +113,19 @@ def gather_float(flat: FlatTokens, index: Tensor) -> Tensor:
     else:
         found = _gather_converted(flat.tokens, index)
     return found if flat.scales is None else found.mul_(flat.scales[index, None])
+
+
+def copy_slices(flat: FlatTokens, rows: Tensor, length: int) -> Tensor:
+    """Return the tokens of samples as float32 [B, length, width], zero at padding; one copy a sample."""
+    found = _empty(len(rows) * length, flat.tokens.shape[1]).view(len(rows), length, -1)
+    places = zip(found.unbind(), flat.starts[rows].tolist(), flat.lengths[rows].tolist(), strict=True)
+    for target, start, count in places:
+        own = slice(start, start + count)
+        target[:count].copy_(flat.tokens[own])
+        if flat.scales is not None:
+            target[:count].mul_(flat.scales[own, None])
+        target[count:].zero_()
+    return found
 
 
 def _gather_converted(tokens: Tensor, index: Tensor) -> Tensor:

@@ -37,3 +37,18 @@ def test_padding_is_zero_in_every_type_also_scaled() -> None:
 def test_padded_length() -> None:
     assert [padded_length(n, ()) for n in (0, 1, 7)] == [1, 1, 7]
     assert [padded_length(n, (8, 4, 16)) for n in (0, 4, 5, 16, 17)] == [4, 4, 8, 16, 17]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.int8])
+def test_large_samples_are_copied_to_the_same_batch(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = torch.tensor([3, 0, 7, 1, 5])
+    tokens = torch.cat([torch.randint(-100, 100, (16, 4)), torch.zeros(1, 4)]).to(dtype)
+    scales = torch.rand(17) if dtype == torch.int8 else None
+    flat = FlatTokens(tokens, torch.rand(17) < 0.5, lengths.cumsum(0) - lengths, lengths, scales)
+    for rows in ([2, 0, 0], [1], [4, 1, 3, 2]):
+        batches = []
+        for limit in (0, 2**60):
+            monkeypatch.setattr("cache.gather.SLICE_BYTES", limit)
+            batches.append(flat.pad(torch.tensor(rows), 8))
+        for one, other in zip(*batches, strict=True):
+            assert torch.equal(one, other)

@@ -239,37 +239,6 @@ def test_series_token_without_an_observed_cell_is_valid_but_not_maskable() -> No
     assert embedded.maskable.tolist() == [[True, False, True]]
 
 
-def test_special_tokens_are_never_maskable_and_long_text_is_cut() -> None:
-    encoder, _ = make("text")
-    item = encoder.preprocess("opacity " * 100_000)
-    assert len(item["ids"]) == TEXT.max_tokens
-    embedded = encoder.embed(encoder.collate([item]))
-    assert not embedded.maskable[0, 0]
-    assert not embedded.maskable[0, -1]
-    assert embedded.maskable[0, 1:-1].all()
-
-
-def test_the_same_texts_give_the_same_word_pieces() -> None:
-    texts = [" ".join(WORDS[n:] + WORDS[:n]) for n in range(len(WORDS))]
-    tokenizers = [train_tokenizer(iter(texts), 60, 12) for _ in range(5)]
-    assert len({tokenizer.to_str() for tokenizer in tokenizers}) == 1
-    whole = tokenizers[0].encode(texts[0])
-    assert (whole.tokens[0], whole.tokens[-1]) == ("[CLS]", "[SEP]")
-    assert "[UNK]" not in whole.tokens
-    assert tokenizers[0].get_vocab_size() <= 60
-
-
-def test_image_augmentation_is_seeded_and_moves_pixels() -> None:
-    changed = {"rotate_degrees": 20, "translate": 0.1, "scale": 0.1}
-    encoder = ImageEncoder(ImageSettings.model_validate({**IMAGE.model_dump(), "augment": changed}))
-    inputs = encoder.collate([encoder.preprocess(picture())])
-    one = encoder.augment(inputs, torch.Generator().manual_seed(0))["pixels"]
-    two = encoder.augment(inputs, torch.Generator().manual_seed(0))["pixels"]
-    assert torch.equal(one, two)
-    assert not torch.allclose(one, inputs["pixels"])
-    assert "augment" not in encoder.spec()["options"]
-
-
 def test_series_augmentation_is_seeded_and_hides_the_asked_share_of_cells() -> None:
     encoder = TimeSeriesEncoder(SERIES.model_copy(update={"drop_cells": 0.25}), ("hr", "map"))
     inputs = {"values": torch.zeros(50, 12, 2), "valid": torch.ones(50, 12, dtype=torch.bool)}
