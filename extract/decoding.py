@@ -69,18 +69,18 @@ class Video:
         return [self._picture(frame) for number, frame in enumerate(self._decoded()) if number in wanted]
 
     def _decoded(self) -> Iterator[Any]:
-        count = 0
+        count, end = 0, 0.0
         try:
             with av.open(str(self.path)) as container:
                 if not container.streams.video:
                     raise UnreadableValue("file has no video stream")
-                declared = _declared_frames(container.streams.video[0])
+                stream = container.streams.video[0]
                 for frame in container.decode(video=0):
-                    count += 1
+                    count, end = count + 1, frame.time or end
                     yield frame
         except (av.FFmpegError, OSError, ValueError) as error:
             raise UnreadableValue(f"video cannot be decoded ({type(error).__name__})") from error
-        if count < WHOLE * declared:
+        if count and _ends_early(stream, count, end):
             raise UnreadableValue("video is cut short")
 
     def _picture(self, frame: Any) -> Image.Image:
@@ -91,17 +91,26 @@ class Video:
         return picture
 
 
-def _declared_frames(stream: Any) -> float:
-    """Return how many frames a file says it has, 0 where it does not say."""
-    if stream.frames or not stream.average_rate:
-        return float(stream.frames)
-    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")  # Matroska and WebM
+def _ends_early(stream: Any, count: int, last: float) -> bool:
+    """Whether the last of `count` frames, shown at `last` seconds, is long before the end that a file declares.
+
+    Where the file says a time and no number, times are compared: frames of a varying rate cannot be counted on.
+    """
+    if stream.frames:
+        return bool(count < WHOLE * stream.frames)
+    step = last / (count - 1) if count > 1 else 1 / (stream.average_rate or 1)
+    return bool(last + step < WHOLE * _declared_seconds(stream))
+
+
+def _declared_seconds(stream: Any) -> float:
+    """Return the length that Matroska and WebM write, 0 where there is none."""
+    hours, _, rest = stream.metadata.get("DURATION", "").partition(":")
     minutes, _, seconds = rest.partition(":")
     try:
         length = timedelta(hours=int(hours), minutes=int(minutes), seconds=float(seconds))
     except (ValueError, OverflowError):
         return 0.0
-    return length.total_seconds() * float(stream.average_rate)
+    return length.total_seconds()
 
 
 def decode_image(path: Path) -> Image.Image:
