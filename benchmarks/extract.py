@@ -5,7 +5,7 @@
 The limit is the bare forward pass on batches that are ready: read, preprocessed, padded as ours are. `one file a
 sample` is the loop of many feature extractors: one sample at a time, one HDF5 file each. `datasets.map` is Hugging
 Face's, in batches of the given order padded to the longest; it is left out where the package is absent. Everything
-takes turns within a round; figures are medians over rounds. Encoders have random weights and few layers.
+takes turns within a round; figures are medians over rounds. Encoders have random weights.
 """
 
 import argparse
@@ -47,7 +47,12 @@ SETTINGS = ExtractSettings(
     part_megabytes=768,
     part_minutes=15,
 )
-SIZES = {"width": 256, "layers": 4, "heads": 4, "dropout": 0.0}
+SIZES: dict[str, dict[str, Any]] = {
+    "text": {"width": 384, "layers": 6, "heads": 12, "dropout": 0.0},
+    "image": {"width": 384, "layers": 12, "heads": 6, "dropout": 0.0},
+    "speech": {"width": 256, "layers": 4, "heads": 4, "dropout": 0.0},
+}
+"""As MiniLM's and ViT-S/16's; wav2vec 2.0's convolutions in front of a small Transformer."""
 WORDS = [f"word{n}" for n in range(200)]
 TEXT_LENGTHS = {"median": 120.0, "sigma": 0.7, "least": 20, "most": 510}
 
@@ -85,19 +90,21 @@ def make_cases(folder: Path, scale: float) -> list[Case]:
         place.mkdir(parents=True)
     for n in range(int(160 * scale)):
         Image.fromarray(rng.integers(0, 255, (320, 320), dtype=np.uint8)).save(images / f"{n}.jpg", quality=90)
-    for n in range(int(24 * scale)):
+    for n in range(int(64 * scale)):
         samples = rng.normal(size=int(16000 * rng.uniform(1, 3))).astype(np.float32) * 0.1
         soundfile.write(clips / f"{n}.wav", samples, 16000)
     paths = {"image": [f"files/{n}.jpg" for n in range(int(160 * scale))]}
-    paths["speech"] = [f"files/{n}.wav" for n in range(int(24 * scale))]
+    paths["speech"] = [f"files/{n}.wav" for n in range(int(64 * scale))]
+    published = {"weights": "scratch", "revision": None}
+    text = TextSettings(type="bert", max_tokens=512, vocabulary=400, **published, **SIZES["text"])
+    grid = {"image_size": 224, "patch_size": 16, "channels": 3, "augment": None}
+    image = ImageSettings(type="vit", weights="scratch", **grid, **SIZES["image"])
+    speech = SpeechSettings(type="wav2vec2", sample_rate_hz=16000, max_seconds=7.0, **published, **SIZES["speech"])
     return [
-        _case(folder, "text", "text", "text_text", texts, TextSettings(
-            type="bert", weights="scratch", revision=None, max_tokens=512, vocabulary=400, **SIZES)),
-        _case(folder, "image", "image", "image_path", paths["image"], ImageSettings(
-            type="vit", weights="scratch", image_size=224, patch_size=16, channels=3, augment=None, **SIZES)),
-        _case(folder, "speech", "audio", "speech_path", paths["speech"], SpeechSettings(
-            type="wav2vec2", weights="scratch", revision=None, sample_rate_hz=16000, max_seconds=7.0, **SIZES)),
-    ]  # fmt: skip
+        _case(folder, "text", "text", "text_text", texts, text),
+        _case(folder, "image", "image", "image_path", paths["image"], image),
+        _case(folder, "speech", "audio", "speech_path", paths["speech"], speech),
+    ]
 
 
 def _case(folder: Path, name: str, kind: Any, column: str, values: Sequence[str], settings: Any) -> Case:
@@ -211,8 +218,9 @@ def section(cases: list[Case], rounds: Rounds, size: dict[str, int], count: int)
         SECTION,
         "",
         f"`python -m benchmarks.extract`, {count} rounds, medians; {platform.machine()}, {torch.get_num_threads()} "
-        f"threads, torch {torch.__version__}; encoders of {SIZES['layers']} layers and width {SIZES['width']}, random "
-        "weights, float32. Samples a second, and ours as a share of each other in the same round:",
+        f"threads, torch {torch.__version__}; encoders of (width, layers) "
+        + ", ".join(f"{name} ({size['width']}, {size['layers']})" for name, size in SIZES.items())
+        + "; random weights, float32. Samples a second, and ours as a share of each other in the same round:",
         "",
         f"| {' | '.join(heads)} |",
         f"|---|{'---|' * (2 * len(forms))}",
