@@ -82,7 +82,7 @@ def test_a_lost_rank_ends_the_run_and_the_next_run_goes_on(project: Any) -> None
 
 
 def test_two_processes_extract_the_tokens_of_one_and_replace_other_tokens_together(project: Any) -> None:
-    note = project.root / "data/tokens/toy/note.zarr"
+    note = project.root / "data/toy/tokens/note.zarr"
     one = TokenStore.open(note)
     ids, expected = list(one.view()), one.read(list(one.view()))
     launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipelines")
