@@ -27,9 +27,9 @@ def rewriting(store: Path) -> Iterator[None]:
 
 
 @contextmanager
-def publishing(store: Path) -> Iterator[None]:
-    """Wait for a rewriter to finish and keep others out."""
-    with _opened(store) as descriptor:
+def in_turn(folder: Path) -> Iterator[None]:
+    """Wait for whoever has the folder's lock, a rewriter for example, and keep others out."""
+    with _opened(folder) as descriptor:
         with suppress(OSError):  # no locks here: then there is no rewriter either
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield

@@ -17,7 +17,7 @@ from cache.chunks import COMPRESSIONS
 from cache.errors import StaleCacheError, UserError
 from cache.key import CacheKey
 from cache.location import Location, locate, map_all, sizes
-from cache.lock import publishing
+from cache.lock import in_turn
 from cache.manifest import (
     entry_paths,
     read_entries,
@@ -177,7 +177,7 @@ class TokenStore:
         Raises:
             UserError: a sample has neither tokens nor a recorded failure.
         """
-        with publishing(self.path):  # or compact could drop a sample between the check and the view
+        with in_turn(self.path):  # or compact could drop a sample between the check and the view
             absent = self.missing_from(wanted)
             if absent:
                 raise UserError(f"{self.path}: {len(absent)} samples are not extracted yet. Run `selfmask extract`.")

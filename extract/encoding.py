@@ -4,6 +4,7 @@ A token's last bits depend on the batch that it was computed in (padding and the
 wants the same bytes twice must form the same batches; `extract.engines.chunks` does.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -58,23 +59,42 @@ def encode_items(encoder: Encoder, items: Sequence[Item], precision: Precision) 
     ]
 
 
-def encode_within_memory(encoder: Encoder, items: Sequence[Item], precision: Precision) -> list[SampleTokens]:
-    """As `encode_items`; a batch that the device's memory does not hold is halved until it does.
+class MemoryLimit:
+    """Encodes batches; one that the device's memory does not hold is halved, and so is each later one of its size."""
 
-    Raises:
-        UserError: not even one sample fits.
-    """
-    try:
-        return encode_items(encoder, items, precision)
-    except torch.OutOfMemoryError:
-        if len(items) == 1:
+    def __init__(self, encoder: Encoder, precision: Precision) -> None:
+        self.encoder, self.precision = encoder, precision
+        self.tokens = math.inf
+        """Fewest tokens, padding included, that were too many."""
+
+    def encode(self, items: Sequence[Item]) -> list[SampleTokens]:
+        """As `encode_items`.
+
+        Raises:
+            UserError: not even one sample fits.
+        """
+        tokens = len(items) * max(self.encoder.length(item[2]) for item in items)
+        if len(items) == 1 or tokens < self.tokens:
+            encoded = self._try(items)
+            if encoded is not None:
+                return encoded
+            self._learn(tokens, len(items))
+        half = len(items) // 2
+        return [sample for part in (items[:half], items[half:]) for sample in self.encode(part)]
+
+    def _try(self, items: Sequence[Item]) -> list[SampleTokens] | None:
+        try:
+            return encode_items(self.encoder, items, self.precision)
+        except torch.OutOfMemoryError:
+            return None  # what the error holds of the pass is free from here
+
+    def _learn(self, tokens: int, samples: int) -> None:
+        device = self.encoder.placeholder.device
+        if samples == 1:
             raise UserError(
-                f"The memory of {encoder.placeholder.device} does not hold one sample of {encoder.length(items[0][2])} "
-                "tokens. Shorten the values in encoders.<name>, or set extract.precision=bfloat16."
-            ) from None
-    if encoder.placeholder.device.type == "cuda":
-        torch.cuda.empty_cache()
-    half = len(items) // 2
-    return [
-        sample for part in (items[:half], items[half:]) for sample in encode_within_memory(encoder, part, precision)
-    ]
+                f"The memory of {device} does not hold one sample of {tokens} tokens. "
+                "Shorten the values in encoders.<name>, or set extract.precision=bfloat16."
+            )
+        self.tokens = min(self.tokens, tokens)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()

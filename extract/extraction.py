@@ -9,6 +9,8 @@ number of processes may extract into one cache at the same time; they share the 
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,6 +20,7 @@ from rich.console import Console
 
 from cache.errors import CorruptCacheError, StaleCacheError, UserError
 from cache.key import CacheKey
+from cache.lock import in_turn
 from cache.publish import file_sha256
 from cache.store import TokenStore
 from extract.config import ExtractSettings
@@ -110,12 +113,12 @@ def extract_modality(
         _warn(f"WARNING: the encoder in {encoder_folder} has random weights; its tokens are only good for tests.")
     precision = f"{extract.precision}, compiled" if extract.compile else extract.precision
     key = cache_key(encoder, encoder_folder, precision, fitted=learned)
-    store = _open(out, key, encoder.width, extract, replace)
     wanted = _wanted(table, modality)
-    todo = store.missing_from(wanted, retry_failed=retry_failed)
-    progress = Progress(modality, len(todo))
-    with Claims(out) as claims:
-        queue = WorkQueue(store, cut({i: wanted[i] for i in todo}, chunk_samples(extract)), claims)
+    with _claimed(out, key, encoder.width, extract, replace) as (store, claims):
+        todo = store.missing_from(wanted, retry_failed=retry_failed)
+        progress = Progress(modality, len(todo))
+        chunks = cut({i: wanted[i] for i in todo}, chunk_samples(extract))
+        queue = WorkQueue(store, chunks, claims, retry_failed=retry_failed)
         job = Job(table.root, modality, encoder_folder, extract, out)
         if engine.name == "ray":
             if todo:
@@ -125,10 +128,9 @@ def extract_modality(
         store.publish_view(wanted)
     have = store.places()
     reasons = Counter(store.failures().values())
-    fresh = sum((i, wanted[i]) in have for i in todo)
     return {
         "modality": modality,
-        "encoded": fresh,
+        "encoded": sum((i, wanted[i]) in have for i in todo),
         "samples": len(wanted),
         "unreadable": reasons.total(),
         "reasons": dict(reasons.most_common()),
@@ -139,6 +141,22 @@ def _wanted(table: SamplesTable, modality: str) -> dict[str, str]:
     """Id to digest of every sample that has the modality."""
     digests = {str(row["sample_id"]): value_digest(table, row, modality) for _, row in table.frame.iterrows()}
     return {i: digest for i, digest in digests.items() if digest is not None}
+
+
+@contextmanager
+def _claimed(
+    out: Path, key: CacheKey, width: int, extract: ExtractSettings, replace: bool
+) -> Iterator[tuple[TokenStore, Claims]]:
+    """Open the cache, new or again, and hold the claim that keeps others from replacing it."""
+    with ExitStack() as stack:
+        try:
+            out.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"{out.parent}: cannot write ({error}). Make it writable, or run elsewhere.") from error
+        with in_turn(out.parent):  # or two processes that replace a cache would each remove the other's
+            store = _open(out, key, width, extract, replace)
+            claims = stack.enter_context(Claims(out))
+        yield store, claims
 
 
 def _open(out: Path, key: CacheKey, width: int, extract: ExtractSettings, replace: bool) -> TokenStore:

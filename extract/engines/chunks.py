@@ -39,8 +39,10 @@ def cut(samples: Mapping[str, str], size: int) -> Iterator[Chunk]:
 class WorkQueue:
     """The chunks that are left; processes that extract into the same cache share them by claims."""
 
-    def __init__(self, store: TokenStore, chunks: Iterable[Chunk], claims: Claims) -> None:
-        self.store, self.claims = store, claims
+    def __init__(
+        self, store: TokenStore, chunks: Iterable[Chunk], claims: Claims, *, retry_failed: bool = False
+    ) -> None:
+        self.store, self.claims, self.retry_failed = store, claims, retry_failed
         self._left = deque(chunks)
         self._lost: deque[Chunk] = deque()
         self._elsewhere: deque[Chunk] = deque()
@@ -84,7 +86,7 @@ class WorkQueue:
         """What of a claimed chunk no other process has published since this one looked."""
         if not self._parts() - self._known_parts:
             return chunk
-        missing = self.store.missing_from(chunk.samples)
+        missing = self.store.missing_from(chunk.samples, retry_failed=self.retry_failed)
         if not missing:
             self.claims.release(chunk.name)
             return None

@@ -19,7 +19,7 @@ from cache.store import TokenStore
 from extract.config import ExtractSettings
 from extract.encoders.base import Encoder
 from extract.encoders.registry import load_encoder
-from extract.encoding import Item, batches, encode_within_memory
+from extract.encoding import Item, MemoryLimit, batches
 from extract.engines.preparing import Preparation, Prepared, Reader
 from extract.precision import require_precision
 from extract.samples import SamplesTable
@@ -53,6 +53,7 @@ class Worker:
         encoder.to(device())
         if job.extract.compile:
             encoder.encode = torch.compile(encoder.encode, dynamic=True)  # type: ignore[method-assign]
+        self.memory = MemoryLimit(encoder, job.extract.precision)
         self._clear()
 
     @classmethod
@@ -78,7 +79,7 @@ class Worker:
             progress(len(failures), 0)
         extract, before = self.job.extract, self.held_tokens
         for batch in batches(self.encoder, items, extract.batch_size, extract.batch_tokens):
-            encoded = encode_within_memory(self.encoder, batch, extract.precision)
+            encoded = self.memory.encode(batch)
             tokens = sum(len(sample.tokens) for sample in encoded)
             self.encoded += encoded
             self.held_tokens += tokens

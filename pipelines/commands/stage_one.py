@@ -1,5 +1,6 @@
 """Stage one: fit an encoder per modality, and run it over every sample."""
 
+import os
 from typing import Annotated
 
 import typer
@@ -49,4 +50,6 @@ def extract(
     )
     counts = f"{result['samples']} samples, {result['encoded']} of them new, {result['unreadable']} unreadable"
     reasons = [f"  {count} x {reason}" for reason, count in result["reasons"].items()]
+    if int(os.environ.get("RANK", "0")):  # of the processes that torchrun starts the first one speaks
+        return
     show({"out": str(out), **result}, as_json, "\n".join([f"wrote {out}: {counts}", *reasons]))

@@ -18,7 +18,7 @@ from extract import encoding
 from extract.config import ExtractSettings, TimeSeriesSettings
 from extract.encoders.registry import save_encoder
 from extract.encoders.timeseries import TimeSeriesEncoder
-from extract.encoding import batches, encode_items, encode_within_memory
+from extract.encoding import MemoryLimit, batches, encode_items
 from extract.extraction import extract_modality
 from extract.precision import require_precision
 from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
@@ -136,8 +136,12 @@ def test_a_batch_beyond_the_memory_is_halved(monkeypatch: pytest.MonkeyPatch) ->
     model, given = encoder(), items([4] * 7)
     expected = encode_items(model, given, "float32")
     monkeypatch.setattr(encoding, "encode_items", short_of_memory)
-    found = encode_within_memory(model, given, "float32")
-    assert sizes == [7, 3, 1, 2, 4, 2, 2]
+    limit = MemoryLimit(model, "float32")
+    found = limit.encode(given)
+    assert sizes == [7, 3, 1, 2, 2, 2]  # four samples are not tried: three were too many
+    limit.encode(items([4, 4, 4]))
+    limit.encode(items([2, 2, 2]))
+    assert sizes[6:] == [1, 2, 3, 1, 2]  # a batch of the size that failed is halved at once, a smaller one is tried
     for one, other in zip(found, expected, strict=True):
         assert one.sample_id == other.sample_id
         assert np.allclose(one.tokens, other.tokens, atol=1e-6)
@@ -149,7 +153,7 @@ def test_one_sample_beyond_the_memory_is_a_clear_error(monkeypatch: pytest.Monke
 
     monkeypatch.setattr(encoding, "encode_items", no_memory)
     with pytest.raises(UserError, match="one sample of 2 tokens"):
-        encode_within_memory(encoder(), items([4, 4]), "float32")
+        MemoryLimit(encoder(), "float32").encode(items([4, 4]))
 
 
 def test_failed_samples_are_tried_again_only_when_asked(

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 import extract.encoding as encoding
+import extract.extraction as extraction
 from cache.errors import StaleCacheError, UserError
 from cache.store import TokenStore
 from extract.config import ExtractSettings, TextSettings
@@ -136,6 +137,47 @@ def test_a_cache_is_not_replaced_under_a_running_extraction(tmp_path: Path) -> N
     with pytest.raises(StaleCacheError):
         extract_modality(data, "txt", other, SETTINGS, out)
     extract_modality(data, "txt", other, SETTINGS, out, replace=True)
+
+
+def test_two_processes_that_find_other_tokens_replace_them_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = table(tmp_path / "samples", 40), tmp_path / "txt.zarr"
+    extract_modality(data, "txt", encoder(tmp_path / "one"), SETTINGS, out)
+    folder, results, both = encoder(tmp_path / "two", seed=1), [], threading.Barrier(2)
+    alone = extract_modality(data, "txt", folder, SETTINGS, tmp_path / "alone.zarr")
+    claimed = extraction._claimed
+
+    def together(*given: Any) -> Any:
+        both.wait(60)
+        return claimed(*given)
+
+    monkeypatch.setattr(extraction, "_claimed", together)
+
+    def run() -> None:
+        results.append(extract_modality(data, "txt", folder, SETTINGS, out, replace=True))
+
+    threads = [threading.Thread(target=run) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [result["samples"] for result in results] == [alone["samples"]] * 2
+    assert_same_bytes(tmp_path / "alone.zarr", out)
+
+
+def test_a_failed_sample_is_tried_again_though_another_process_publishes_meanwhile(tmp_path: Path, alone: Path) -> None:
+    done = TokenStore.open(alone)
+    store = TokenStore.create(tmp_path / "x.zarr", done.key, done.width, done.dtype)
+    store.record_failures({"s00005": ("d", "disk was away")})
+    with Claims(store.path) as claims:
+        (chunk,) = cut({"s00005": "d"}, 1)
+        for retry, expected in ((True, chunk), (False, None)):
+            queue = WorkQueue(store, [chunk], claims, retry_failed=retry)
+            store.append(done.read(["s00001" if retry else "s00002"]))
+            assert queue.next() == expected
+            if expected:
+                queue.published([chunk], None)
 
 
 def test_a_chunk_that_another_process_left_unfinished_is_taken_over(tmp_path: Path) -> None:

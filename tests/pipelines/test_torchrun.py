@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
+
+from cache.store import TokenStore
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TOLERANCE = 1e-5
@@ -76,3 +79,18 @@ def test_a_lost_rank_ends_the_run_and_the_next_run_goes_on(project: Any) -> None
     text = finish(train(project, 2, *long))
     assert "epoch 1/12" not in text, "it began anew"
     assert largest_difference(whole, curve(project)) < TOLERANCE
+
+
+def test_two_processes_extract_the_tokens_of_one_and_replace_other_tokens_together(project: Any) -> None:
+    note = project.root / "data/toy/tokens/note.zarr"
+    one = TokenStore.open(note)
+    ids, expected = list(one.view()), one.read(list(one.view()))
+    launch = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "pipelines")
+    for precision in ("bfloat16", "float32"):  # each finds tokens of another key
+        words = ("extract", "note", "--set", f"extract.precision={precision}")
+        text = project.run(sys.executable, *launch, *words)
+        assert text.count("wrote") == 1, "only the first rank speaks"
+    two = TokenStore.open(note)
+    assert sum(entry["samples"] for entry in two.entries()) == len(ids), "a sample was encoded twice"
+    for a, b in zip(expected, two.read(ids), strict=True):
+        assert np.array_equal(a.tokens, b.tokens)
