@@ -73,6 +73,8 @@ class SelfMaskSettings(Settings):
     """Which prediction of the missing tokens the task sees in training."""
     fusion_sees_imputed: bool
     """False: f attends to observed tokens only (the imputation then acts through the losses alone)."""
+    experts: Literal["none", "observed"]
+    """`observed`: f's logits are mixed by a gate with those of one small Transformer for each observed modality."""
     complete_task: Weight
     """Weight of the task loss on everything that the sample naturally has."""
     distill: Weight

@@ -42,6 +42,7 @@ SELFMASK = SelfMaskSettings(
     positions="learned",
     task_from="masked",
     fusion_sees_imputed=True,
+    experts="observed",
     complete_task=0.0,
     distill=0.0,
 )

@@ -22,6 +22,7 @@ from train.missing import patterns
 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "selfmask with every loss": ("selfmask", {"complete_task": 1.0, "distill": 1.0}),
+    "selfmask with experts": ("selfmask", {"experts": "observed"}),
     "smil with gaussian weights": ("smil", {"order": "first", "weights": "gaussian"}),
     "medfuse on complete rows": ("medfuse", {"draw": "natural", "first": ["c"], "incomplete_share": 0.0}),
     "shaspec by divergence": ("shaspec", {"alignment": "kl", "missing": "first"}),

@@ -25,6 +25,7 @@ BASE = {
     "positions": "learned",
     "task_from": "masked",
     "fusion_sees_imputed": True,
+    "experts": "none",
     "complete_task": 0.0,
     "distill": 0.0,
 }
@@ -119,9 +120,10 @@ def gradients(kit: Any, **changes: object) -> dict[str, Tensor | None]:
     return {name: p.grad for name, p in model.named_parameters()}
 
 
-def test_every_module_gets_a_gradient_and_the_moving_average_none(kit: Any) -> None:
-    for name, gradient in gradients(kit, complete_task=1.0, distill=1.0).items():
-        if name.startswith("g_bar") or name == "fusion.summary":
+@pytest.mark.parametrize("experts", ["none", "observed"])
+def test_every_module_gets_a_gradient_and_the_moving_average_none(kit: Any, experts: str) -> None:
+    for name, gradient in gradients(kit, complete_task=1.0, distill=1.0, experts=experts).items():
+        if name.startswith("g_bar") or name.endswith(".summary"):
             assert gradient is None, name
         else:
             assert gradient is not None, name
@@ -179,6 +181,28 @@ def test_targets_have_no_gradient_unless_asked(kit: Any) -> None:
 
     assert projection_gradient(True).abs().sum() > 0
     assert projection_gradient(False).abs().sum() == 0
+
+
+def test_experts_are_mixed_with_the_fusion_over_what_is_observed(kit: Any) -> None:
+    """y = sum_j w_j o_j, w a softmax of the gate's scores over f and the experts of observed modalities."""
+    model, batch = build(kit, experts="observed").eval(), kit.batch(kit.mixed(8))
+    assert model.mixture is not None
+    names, tokens = list(kit.widths), model.project(batch)
+    imputed = model.fill_in(model.g, tokens.values, tokens, batch.observed)
+    mixed = model.fuse(tokens, imputed, batch.observed)
+    mixture, model.mixture = model.mixture, None
+    fused = model.fuse(tokens, imputed, batch.observed)
+    for row, seen in enumerate(batch.observed):
+        means, logits = [], [fused[row]]
+        for column, m in enumerate(names):
+            own = tokens.values[m][row][tokens.valid[m][row]]
+            means.append(own.mean(0) if seen[column] else torch.zeros(own.shape[-1]))
+            if seen[column]:
+                logits.append(mixture.experts[m](own[None], torch.ones(1, len(own), dtype=torch.bool))[0])
+        scores = mixture.gate(torch.cat([*means, seen.float()]))
+        weights = scores[[True, *seen.tolist()]].softmax(0)
+        expected = sum(w * o for w, o in zip(weights, logits, strict=True))
+        assert torch.allclose(mixed[row], expected, atol=1e-6)
 
 
 def test_moving_average_follows_the_predictor(kit: Any) -> None:

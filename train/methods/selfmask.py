@@ -25,6 +25,7 @@ from train.ema import MovingAverage
 from train.losses import distillation_loss, mean_over_observed, reconstruction_loss
 from train.masks import straight_through, top_k_mask
 from train.methods.base import Method, ModelSpec, Output, Tokens
+from train.methods.experts import ExpertMixture
 from train.missing import draw_kept
 from train.transformer import Fusion, TokenTransformer
 
@@ -64,6 +65,7 @@ class SelfMask(Method):
     def __init__(self, spec: ModelSpec, model: ModelSettings, selfmask: SelfMaskSettings) -> None:
         super().__init__(spec, model)
         self.fusion = Fusion(model, outputs(spec.label))
+        self.mixture = ExpertMixture(spec, model) if selfmask.experts == "observed" else None
         self.settings = selfmask
         self.g = TokenTransformer(model, model.predictor_layers)
         self.g_bar = MovingAverage(self.g, selfmask.tau)
@@ -214,7 +216,7 @@ class SelfMask(Method):
         else:
             valid = {m: tokens.valid[m] & observed[:, i, None] for i, m in enumerate(self.spec.modalities)}
         logits: Tensor = self.fusion(self.concatenate(values), self.concatenate(valid))
-        return logits
+        return logits if self.mixture is None else self.mixture(logits, tokens.values, tokens.valid, observed)
 
     def _position(self, name: str, like: Tensor) -> Tensor:
         if name not in self.position:

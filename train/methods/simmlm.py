@@ -8,11 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from extract.encoders.base import masked_mean
 from extract.task import LabelSpec, outputs, task_loss
 from train.config import ModelSettings, SimMLMSettings
 from train.methods.base import ModelSpec, Output, Tokens
-from train.methods.experts import ExpertMethod
+from train.methods.experts import ExpertMethod, gate_features, gate_network
 from train.missing import draw_nested
 from train.more_vs_fewer import ranking_loss
 from train.transformer import Fusion
@@ -27,12 +26,7 @@ class SimMLM(ExpertMethod):
         self.settings = simmlm
         self.warmup_epochs = simmlm.expert_epochs
         self.experts = nn.ModuleDict({m: Fusion(model, results) for m in spec.modalities})
-        self.gate = nn.Sequential(
-            nn.Linear(count * (model.width + 1), model.width),
-            nn.ReLU(),
-            nn.Dropout(model.dropout),
-            nn.Linear(model.width, count * (results if simmlm.gate == "class" else 1)),
-        )
+        self.gate = gate_network(model, count, count * (results if simmlm.gate == "class" else 1))
 
     def predict(self, tokens: Tokens, observed: Tensor) -> Tensor:
         """Logits of the mixture; [B, C]."""
@@ -64,9 +58,7 @@ class SimMLM(ExpertMethod):
 
     def log_weights(self, tokens: Tokens, observed: Tensor) -> Tensor:
         """log w, a softmax over the observed modalities; [B, M, C] or [B, M, 1], -inf where missing."""
-        pooled = torch.stack([masked_mean(tokens.values[m], tokens.valid[m]) for m in self.spec.modalities], dim=1)
-        visible = torch.where(observed[..., None], pooled, torch.zeros_like(pooled))
-        features = torch.cat([visible.flatten(1), observed.to(pooled.dtype)], dim=-1)
+        features = gate_features(tokens.values, tokens.valid, observed)
         scores: Tensor = self.gate(features).unflatten(-1, (observed.shape[1], -1)).float()
         return scores.masked_fill(~observed[..., None], -torch.inf).log_softmax(1)
 
