@@ -11,6 +11,7 @@ from train.config import MethodName
 ROOT = Path(__file__).parents[2]
 OF_ONE_DATASET = {
     "physionet2012": ["dataset.name=physionet2012", "dataset.modalities=[vitals, labs, gas, cardiac]"],
+    "avmnist": ["dataset.name=avmnist", "dataset.modalities=[image, audio]"],
     "mosi": ["dataset.name=mosi", "dataset.modalities=[transcript, text, audio, video]"],
 }
 
