@@ -150,7 +150,8 @@ class VideoSettings(TransformerSettings):
     base_channels: PositiveInt
     """After the first layer; 64 for published weights."""
     reverse_second_chain: bool
-    """The multi-scale blocks of the code since April 2023; false for the published weights, which are older."""
+    """The multi-scale blocks of the code since April 2023, whose second chain goes from the last group to the first;
+    false for the published weights, which are older."""
 
 
 EncoderSettings = Annotated[

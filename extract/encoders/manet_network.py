@@ -112,7 +112,11 @@ class AttentionBlock(ResidualBlock):
 
 
 class MultiScaleBlock(nn.Module):
-    """Two chains of convolutions over four groups of channels, each seeing the one before; their sum is added."""
+    """Two chains of convolutions over four groups of channels, each seeing the one before; their sum is added.
+
+    Both chains go from group 1 to 4; reversed, the second goes from 4 to 1. Either way a group has its own convolution
+    and its own place in the result, so that only what a convolution has seen before differs.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, reverse_second_chain: bool) -> None:
         super().__init__()
@@ -127,17 +131,17 @@ class MultiScaleBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[N, C, H, W] to [N, C', H / stride, W / stride]."""
         groups = F.relu(self.bn1(self.conv1(x))).chunk(len(GROUPS), dim=1)
-        second = groups[::-1] if self.reverse_second_chain else groups
+        second = GROUPS[::-1] if self.reverse_second_chain else GROUPS
         shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(self._chain(1, groups) + self._chain(2, second) + shortcut)
+        return F.relu(self._chain(1, groups, GROUPS) + self._chain(2, groups, second) + shortcut)
 
-    def _chain(self, chain: int, groups: tuple[Tensor, ...]) -> Tensor:
-        done: list[Tensor] = []
-        for number, own in zip(GROUPS, groups, strict=True):
-            given = own if not done else F.relu(done[-1]) + own
-            convolve, norm = (self.get_submodule(f"{kind}{chain}_2_{number}") for kind in ("conv", "bn"))
-            done.append(norm(convolve(given)))
-        return torch.cat(done, dim=1)
+    def _chain(self, chain: int, groups: tuple[Tensor, ...], order: tuple[int, ...]) -> Tensor:
+        given, done = dict(zip(GROUPS, groups, strict=True)), dict[int, Tensor]()
+        for before, group in zip((None, *order[:-1]), order, strict=True):
+            seen = given[group] if before is None else F.relu(done[before]) + given[group]
+            convolve, norm = (self.get_submodule(f"{kind}{chain}_2_{group}") for kind in ("conv", "bn"))
+            done[group] = norm(convolve(seen))
+        return torch.cat([done[group] for group in GROUPS], dim=1)
 
 
 class MultiAttentionNetwork(nn.Module):

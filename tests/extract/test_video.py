@@ -105,22 +105,66 @@ def test_the_network_has_the_published_size() -> None:
         assert network.eval()(torch.rand(1, 3, 224, 224)).shape == (1, 1024)
 
 
-def test_a_multi_scale_block_equals_its_equations() -> None:
+def multi_scale_block(reverse: bool) -> MultiScaleBlock:
+    """In evaluation; no two of its batch norms are alike, so that none can stand for another."""
     torch.manual_seed(0)
-    for reverse in (False, True):
-        block, x = MultiScaleBlock(8, 8, 1, reverse).eval(), torch.randn(2, 8, 5, 5)
-        groups = torch.relu(block.bn1(block.conv1(x))).split(2, dim=1)
-        total = x.clone()
-        for chain in (1, 2):
-            order = groups[::-1] if reverse and chain == 2 else groups
-            y1 = block.get_submodule(f"bn{chain}_2_1")(block.get_submodule(f"conv{chain}_2_1")(order[0]))
-            outputs = [y1]
-            for g in (2, 3, 4):
-                seen = order[g - 1] + outputs[-1].relu()
-                convolved = block.get_submodule(f"conv{chain}_2_{g}")(seen)
-                outputs.append(block.get_submodule(f"bn{chain}_2_{g}")(convolved))
-            total = total + torch.cat(outputs, 1)
-        assert torch.allclose(block(x), total.relu(), atol=1e-6)
+    block = MultiScaleBlock(8, 8, 1, reverse).eval()
+    for module in block.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.running_var, module.weight, module.bias):
+                nn.init.uniform_(values, 0.5, 1.5)
+            nn.init.normal_(module.running_mean)
+    return block
+
+
+def normalised(state: dict[str, torch.Tensor], name: str, x: torch.Tensor) -> torch.Tensor:
+    """BN(W * x) by definition, for the convolution and the batch norm of one name."""
+    mean, var, scale, shift = (
+        state[f"bn{name}.{key}"][:, None, None] for key in ("running_mean", "running_var", "weight", "bias")
+    )
+    convolved = nn.functional.conv2d(x, state[f"conv{name}.weight"], padding=1)
+    return scale * (convolved - mean) / (var + 1e-5).sqrt() + shift
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_multi_scale_block_equals_its_equations(reverse: bool) -> None:
+    """With x1..x4 the groups of relu(BN1(W1 x)), f{c}{g} the convolution and batch norm `{c}_2_{g}`:
+
+    first chain y1 = f11(x1), yg = f1g(xg + relu(y(g-1))); second z1 = f21(x1), zg = f2g(xg + relu(z(g-1))), reversed
+    z4 = f24(x4), zg = f2g(xg + relu(z(g+1))). The block is relu([y1 y2 y3 y4] + [z1 z2 z3 z4] + x), reversed or not.
+    """
+    block, x = multi_scale_block(reverse), torch.randn(2, 8, 5, 5)
+    state = block.state_dict()
+    x1, x2, x3, x4 = normalised(state, "1", x).relu().split(2, dim=1)
+    y1 = normalised(state, "1_2_1", x1)
+    y2 = normalised(state, "1_2_2", x2 + y1.relu())
+    y3 = normalised(state, "1_2_3", x3 + y2.relu())
+    y4 = normalised(state, "1_2_4", x4 + y3.relu())
+    if reverse:
+        z4 = normalised(state, "2_2_4", x4)
+        z3 = normalised(state, "2_2_3", x3 + z4.relu())
+        z2 = normalised(state, "2_2_2", x2 + z3.relu())
+        z1 = normalised(state, "2_2_1", x1 + z2.relu())
+    else:
+        z1 = normalised(state, "2_2_1", x1)
+        z2 = normalised(state, "2_2_2", x2 + z1.relu())
+        z3 = normalised(state, "2_2_3", x3 + z2.relu())
+        z4 = normalised(state, "2_2_4", x4 + z3.relu())
+    expected = (torch.cat([y1, y2, y3, y4], 1) + torch.cat([z1, z2, z3, z4], 1) + x).relu()
+    with torch.no_grad():
+        assert torch.allclose(block(x), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_each_convolution_of_the_second_chain_reaches_its_own_group_and_those_after_it(reverse: bool) -> None:
+    for group in (1, 2, 3, 4):
+        block, x = multi_scale_block(reverse), torch.randn(2, 8, 5, 5)
+        with torch.no_grad():
+            before = block(x).split(2, dim=1)
+            block.get_submodule(f"conv2_2_{group}").weight.zero_()  # type: ignore[union-attr,operator]
+            after = block(x).split(2, dim=1)
+        changed = [place for place in (1, 2, 3, 4) if not torch.equal(before[place - 1], after[place - 1])]
+        assert changed == list(range(1, group + 1) if reverse else range(group, 5))
 
 
 def test_each_quadrant_has_its_own_weights_and_regions_are_averaged() -> None:
