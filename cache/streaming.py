@@ -95,15 +95,25 @@ class StreamingBank:
             batch_size: samples of a minibatch over all ranks; the last one may be smaller.
             start: minibatches to leave out, to go on in mid-epoch: the others are the same as without it.
             rows: the samples to use, int64; all by default.
-            rank: this process takes every `world_size`-th sample of each minibatch, and reads no other.
+            rank: this process takes its consecutive share of each minibatch, and reads no other sample; of a
+                minibatch too small for all, one sample.
             world_size: how many processes share a minibatch.
         """
-        plan = self._shuffle(np.arange(len(self)) if rows is None else rows.numpy())
-        for window, flats in self._read_ahead(plan.windows(seed, epoch, batch_size), start, rank, world_size):
+        windows = self._windows(seed, epoch, batch_size, rows)
+        for window, flats in self._read_ahead(windows, start, rank, world_size):
             first = 0
             for chosen in window.batches:
                 yield self._gather(flats, chosen, np.arange(first, first + len(chosen)))
                 first += len(chosen)
+
+    def order(self, seed: int, epoch: int, batch_size: int, *, rows: Tensor | None = None) -> Iterator[Tensor]:
+        """Yield the samples, int64 [B], of each minibatch of `epoch` over all ranks; reads no token."""
+        for window in self._windows(seed, epoch, batch_size, rows):
+            yield from map(torch.from_numpy, window.batches)
+
+    def _windows(self, seed: int, epoch: int, batch_size: int, rows: Tensor | None) -> Iterator[Window]:
+        plan = self._shuffle(np.arange(len(self)) if rows is None else rows.numpy())
+        return plan.windows(seed, epoch, batch_size)
 
     def _shuffle(self, rows: np.ndarray) -> Shuffle:
         """Blocks follow the storage of the largest modality; the next ones order the samples that lack it."""
@@ -191,6 +201,8 @@ def open_banks(
 def _shares(windows: Iterator[Window], start: int, rank: int, world_size: int) -> Iterator[Window]:
     """Yield a rank's share of the minibatches from `start` on."""
     for window in windows:
-        batches = [batch[rank::world_size] for batch in window.batches[max(0, start - window.first_batch) :]]
+        whole = window.batches[max(0, start - window.first_batch) :]
+        bounds = [(len(b) * rank // world_size, len(b) * (rank + 1) // world_size) for b in whole]
+        batches = [batch[first : max(last, first + 1)] for batch, (first, last) in zip(whole, bounds, strict=True)]
         if batches:
             yield Window(max(start, window.first_batch), batches)

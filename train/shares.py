@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from cache.bank import TokenBank, TokenBatch
+from cache.bank import TokenBatch
+from cache.streaming import CachedBank
 from extract.ranks import Ranks, Share
 from train.methods.base import Output
 from train.scoring import move
@@ -55,23 +56,22 @@ def weighted(output: Output, share: Share, label_weight: float) -> dict[str, Ten
     return {**counted, "loss": (losses["loss"] - labelled) * share.weight + labelled * label_weight}
 
 
-def whole_share(batch: TokenBatch) -> SharedBatch:
-    """Return the batch of a single process."""
-    rows = len(batch.observed)
-    return SharedBatch(batch, Share(0, rows, rows), 1.0)
-
-
-def gather_share(bank: TokenBank, rows: Tensor, ranks: Ranks) -> SharedBatch:
+def gather_share(bank: CachedBank, rows: Tensor, ranks: Ranks) -> SharedBatch:
     """Gather this rank's rows of the global batch `rows`, int64 [B]."""
     share = ranks.share(len(rows))
-    batch = bank.batch(rows[share.first : max(share.last, share.first + 1)])
+    return as_share(bank, rows, bank.batch(rows[share.first : max(share.last, share.first + 1)]), ranks)
+
+
+def as_share(bank: CachedBank, rows: Tensor, batch: TokenBatch, ranks: Ranks) -> SharedBatch:
+    """Return `batch`, this rank's rows of the global batch `rows`, int64 [B], of `bank`, as its share."""
+    share = ranks.share(len(rows))
     if ranks.size == 1:
         return SharedBatch(batch, share, 1.0)
     longest = {m: max(1, int(bank.lengths[m][rows.cpu()].max())) for m in batch.modalities}
     return SharedBatch(_padded(batch, longest), share, _label_weight(bank, rows, share))
 
 
-def _label_weight(bank: TokenBank, rows: Tensor, share: Share) -> float:
+def _label_weight(bank: CachedBank, rows: Tensor, share: Share) -> float:
     if bank.labels is None:
         return share.weight
     known = torch.isfinite(bank.labels[rows.cpu()])

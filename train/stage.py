@@ -30,7 +30,7 @@ from train.methods.base import Method, ModelSpec
 from train.methods.registry import build_method, model_spec
 from train.more_vs_fewer import add_ranking
 from train.scoring import predict_bank, selection_metrics
-from train.shares import SharedBatch, gather_share, whole_share
+from train.shares import SharedBatch, as_share, gather_share
 
 __all__ = ["load_banks", "open_stores", "predict_bank", "selection_metrics", "token_keys", "train_method"]
 SECONDS = "seconds.json"
@@ -230,11 +230,9 @@ def _epoch_batches(
     ranks: Ranks,
 ) -> Iterator[SharedBatch]:
     if isinstance(bank, StreamingBank):
-        if ranks.size > 1:
-            raise UserError(
-                "Tokens beyond train.memory_gb are streamed by one process. Raise it, or leave out torchrun."
-            )
-        return (whole_share(batch) for batch in bank.epoch(seed, epoch, batch_size, rows=usable))
+        whole = bank.order(seed, epoch, batch_size, rows=usable)
+        own = bank.epoch(seed, epoch, batch_size, rows=usable, rank=ranks.rank, world_size=ranks.size)
+        return (as_share(bank, rows, batch, ranks) for rows, batch in zip(whole, own, strict=True))
     order = usable[torch.randperm(len(usable), generator=generator)]
     return (gather_share(bank, rows, ranks) for rows in order.split(batch_size))
 

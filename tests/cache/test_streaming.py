@@ -115,7 +115,14 @@ def test_ranks_share_every_minibatch_and_read_their_share_only(
         shares.append(rows_of(list(streaming.epoch(0, 2, 6, rank=rank, world_size=world_size))))
         assert sorted(read) == sorted(flat(shares[-1]))
     for number, batch in enumerate(whole):
-        assert [shares[i % world_size][number][i // world_size] for i in range(len(batch))] == batch
+        assert flat([own[number] for own in shares]) == batch
+    order = list(streaming.order(0, 2, 6))
+    assert [rows.tolist() for rows in order] == whole
+
+
+def test_a_rank_that_gets_nothing_of_a_small_minibatch_computes_one_sample(streaming: StreamingBank) -> None:
+    rows = torch.tensor([4])
+    assert [rows_of(list(streaming.epoch(0, 0, 6, rows=rows, rank=r, world_size=3))) for r in range(3)] == [[[4]]] * 3
 
 
 def test_chosen_rows_alone_are_used(streaming: StreamingBank) -> None:

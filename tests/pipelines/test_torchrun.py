@@ -46,12 +46,13 @@ def largest_difference(one: list[dict[str, float]], two: list[dict[str, float]])
     return max(abs(a[name] - b[name]) for a, b in zip(one, two, strict=True) for name in names)
 
 
-def test_two_processes_have_the_curve_of_one_and_finish_what_one_began(project: Any) -> None:
-    finish(train(project, 1))
+@pytest.mark.parametrize("words", [(), ("--set", "train.memory_gb=0.000001")], ids=["resident", "streamed"])
+def test_two_processes_have_the_curve_of_one(project: Any, words: tuple[str, ...]) -> None:
+    finish(train(project, 1, *words))
     one = curve(project)
     assert one[-1]["loss"] < one[0]["loss"]
     shutil.rmtree(project.root / "models/toy/selfmask")
-    text = finish(train(project, 2))
+    text = finish(train(project, 2, *words))
     assert text.count("wrote models") == 1, "only the first rank speaks"
     two = curve(project)
     difference = largest_difference(one, two)
