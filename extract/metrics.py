@@ -93,6 +93,7 @@ def _binary(probabilities: Array, labels: Array, spec: LabelSpec) -> dict[str, f
 def _multiclass(probabilities: Array, labels: Array, spec: LabelSpec) -> dict[str, float]:
     known = np.isfinite(labels)
     scores, truth = probabilities[known], labels[known].astype(int)
+    scores = scores / scores.sum(-1, keepdims=True)  # a softmax in float32 sums to one up to its rounding alone
     predicted, classes = scores.argmax(-1), np.arange(len(spec.classes))
     result = {
         "accuracy": float((predicted == truth).mean()),
