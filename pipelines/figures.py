@@ -1,6 +1,7 @@
 """Pictures of the report: curves over missing modalities, and the masks that SelfMask chose (the paper's figure 3).
 
-Colours are the Okabe-Ito palette, readable with any colour vision; lines also differ by marker.
+Colours are the Okabe-Ito palette, readable with any colour vision; lines also differ by marker, and by dash where there
+are more lines than colours.
 """
 
 from collections.abc import Sequence
@@ -19,17 +20,20 @@ from matplotlib.patches import Rectangle
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 MARKERS = "osD^vP*"
+DASHES = ("-", "--", ":")
 MASKED = "#D55E00"
 LINE_CHARACTERS = 58
 
 
 def curves(frame: pd.DataFrame, x: str, metric: str, x_label: str, path: Path) -> None:
     """Draw a metric against `x`, one line per method: mean over seeds with a band of one standard deviation."""
-    figure, axes = plt.subplots(figsize=(6.4, 4.2), layout="constrained")
+    many = frame["method"].nunique() > len(COLOURS)
+    figure, axes = plt.subplots(figsize=(8.0 if many else 6.4, 4.2), layout="constrained")
     for number, (method, rows) in enumerate(frame.groupby("method", sort=False)):
         summary = rows.groupby(x)[metric].agg(["mean", "std"])
-        colour = COLOURS[number % len(COLOURS)]
-        axes.plot(summary.index, summary["mean"], color=colour, marker=MARKERS[number % len(MARKERS)], label=method)
+        colour, lap = COLOURS[number % len(COLOURS)], number // len(COLOURS)
+        marker, dash = MARKERS[(number + lap) % len(MARKERS)], DASHES[lap % len(DASHES)]
+        axes.plot(summary.index, summary["mean"], color=colour, marker=marker, linestyle=dash, label=method)
         spread = summary["std"].fillna(0)
         axes.fill_between(
             summary.index, summary["mean"] - spread, summary["mean"] + spread, color=colour, alpha=0.15, lw=0
@@ -38,7 +42,10 @@ def curves(frame: pd.DataFrame, x: str, metric: str, x_label: str, path: Path) -
     if (frame[x] % 1 == 0).all():
         axes.set_xticks(sorted(frame[x].unique()))
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
+    if many:
+        figure.legend(frameon=False, loc="outside right center", fontsize="small")
+    else:
+        axes.legend(frameon=False)
     save(figure, path)
 
 

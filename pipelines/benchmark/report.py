@@ -1,5 +1,6 @@
-"""The files of a suite: results.parquet, comparisons.csv, curves.csv, per_pattern.csv, observed_count.csv, table.md and
-table.tex. All come from what the runs stored, so making them again costs the bootstrap alone."""
+"""The files of a suite: results.parquet, comparisons.csv, curves.csv and its picture, per_pattern.csv,
+observed_count.csv, table.md and table.tex. All come from what the runs stored, so making them again costs the bootstrap
+alone."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,7 @@ import pandas as pd
 from cache.publish import replacing, write_bytes
 from extract.metrics import monitor_name
 from extract.samples import SamplesTable
+from pipelines import figures
 from pipelines.benchmark import layout
 from pipelines.benchmark.results import (
     OVER_PATTERNS,
@@ -29,6 +31,7 @@ TITLES = {
     "best_other": "Each entry minus the best other one",
     "reference": "The reference minus each other entry",
 }
+CURVES = "curves.png"
 Cells = dict[str, dict[tuple[str, str], dict[str, float | None]]]
 
 
@@ -55,19 +58,42 @@ def write_report(
     frame = tidy(name, finished, table.info.label)
     with replacing(out / "results.parquet") as temporary:
         frame.to_parquet(temporary, index=False)
-    for stem, rows in scenario_rows(finished, table.info.label).items():
+    by_scenario = scenario_rows(finished, table.info.label)
+    for stem, rows in by_scenario.items():
         write_csv(out / f"{stem}.csv", rows)
+    drawn = draw_curves(suite, by_scenario["curves"], monitor_name(table.info.label).removeprefix("neg_"), out / CURVES)
     compared = compare_entries(suite, finished, table, finished[0].run.params.evaluate)
     write_csv(out / "comparisons.csv", compared)
     cells = summaries(suite, finished, frame)
     columns = [(scenario, metric) for scenario, metrics in suite.columns.items() for metric in metrics]
     page = _page(suite, name, cells, columns, compared, table, unfinished)
+    if drawn:
+        page += f"\n## Curves over the missing rate\n\n![Each entry against the missing rate]({CURVES})\n"
     if settings:
         write_csv(out / "search.csv", settings)
         page += f"\n## Settings chosen on validation\n\n{layout.search_table(settings)}\n"
     write_bytes(out / "table.md", page.encode())
     write_bytes(out / "table.tex", f"{layout.latex(cells, columns)}\n".encode())
     return cells
+
+
+def draw_curves(suite: Suite, rows: Sequence[Mapping[str, Any]], metric: str, path: Path) -> bool:
+    """Draw `metric` against the missing rate, a line for each entry; False and no picture of a single rate.
+
+    Args:
+        suite: names the entries.
+        rows: of curves.csv.
+        metric: a column of them.
+        path: of the PNG; one that was there is replaced, or removed.
+    """
+    path.unlink(missing_ok=True)
+    frame = pd.DataFrame(rows)
+    if metric not in frame or frame.dropna(subset=[metric])["missing_rate"].nunique() < 2:
+        return False
+    entries = [suite.entry(v, m) for v, m in zip(frame["variant"], frame["method"], strict=True)]
+    shown = frame.assign(method=entries).dropna(subset=[metric])
+    figures.curves(shown, "missing_rate", metric, "missing rate", path)
+    return True
 
 
 def summaries(suite: Suite, finished: Sequence[Finished], frame: pd.DataFrame) -> Cells:

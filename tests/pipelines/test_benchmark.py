@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from PIL import Image
 
 from cache.errors import UserError
 from cache.key import CacheKey
@@ -163,6 +164,8 @@ def _tables_are_complete(folder: Path) -> None:
     assert tex.count("\\\\") == 4
     assert "modality\\_dropout" in tex
     assert len(pd.read_csv(folder / "curves.csv")) == 4 * 2
+    assert "(curves.png)" in page
+    assert Image.open(folder / "curves.png").size[0] > 500
     assert len(pd.read_csv(folder / "per_pattern.csv")) == 4 * 3
     frame = pd.read_parquet(folder / "results.parquet").set_index(["scenario", "metric"])["value"]
     assert (frame["training", "seconds_cpu"] > 0).all()
