@@ -83,7 +83,7 @@ def report(
 
 
 def predict(
-    model: Annotated[Path, typer.Option("--model", help="Checkpoint folder.")],
+    model: Annotated[list[Path], typer.Option("--model", help="Checkpoint folder; of several, the mean prediction.")],
     samples: Annotated[Path, typer.Option("--samples", help="Samples table folder, csv or parquet file.")],
     out: Annotated[Path, typer.Option("--out", help="csv file to write.")] = Path("predictions.csv"),
     as_json: AsJson = False,

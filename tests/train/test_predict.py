@@ -14,7 +14,8 @@ from cache.errors import UserError
 from extract.config import ImageSettings, TextSettings, TimeSeriesSettings
 from extract.encoders.registry import build_encoder, save_encoder
 from extract.samples import DatasetInfo, ModalitySpec, SamplesTable
-from train.checkpoint import save_checkpoint
+from train import predict as predict_module
+from train.checkpoint import load_checkpoint, save_checkpoint
 from train.methods.base import ModelSpec
 from train.predict import predict
 
@@ -161,3 +162,31 @@ def test_a_path_that_leaves_the_folder_is_a_reason(project):
     result = run(project, "out.csv")
     assert result["p_death"].isna().all()
     assert "leaves" in result["reason"][0]
+
+
+def test_several_models_are_averaged_and_share_their_encoders(project, make_selfmask, monkeypatch):
+    method, config = load_checkpoint(project / "model")
+    torch.manual_seed(1)
+    other, _ = make_selfmask(method.spec)
+    save_checkpoint(project / "other", other, config)
+    both, loads = [project / "model", project / "other"], []
+    own = predict_module.load_encoder
+    monkeypatch.setattr(predict_module, "load_encoder", lambda folder: (loads.append(folder), own(folder))[1])
+    result = predict(both, project / "rows.parquet", root=project)
+    assert len(loads) == len(MODALITIES)
+    alone = [predict(folder, project / "rows.parquet", root=project) for folder in both]
+    assert (alone[0]["p_death"] - alone[1]["p_death"]).abs().max() > 1e-4
+    expected = (alone[0]["p_death"] + alone[1]["p_death"]) / 2
+    np.testing.assert_allclose(result["p_death"], expected, atol=1e-6)
+    pd.testing.assert_frame_equal(result.drop(columns="p_death"), alone[0].drop(columns="p_death"))
+
+
+def test_models_of_other_labels_are_not_averaged(project, make_selfmask):
+    method, config = load_checkpoint(project / "model")
+    label = method.spec.label.model_copy(update={"names": ("readmission",)})
+    other, own = make_selfmask(method.spec.model_copy(update={"label": label}))
+    save_checkpoint(project / "readmission", other, {**config, **own})
+    with pytest.raises(UserError, match="must have the same"):
+        predict([project / "model", project / "readmission"], project / "rows.parquet", root=project)
+    with pytest.raises(UserError, match="No model"):
+        predict([], project / "rows.parquet", root=project)
