@@ -2,17 +2,18 @@
 
 A worker takes one run after another, so that tokens are loaded once, and all start from a server that has imported
 torch. A run that fails by a mistake in the input costs its worker nothing; anything else (a bug, a kill for memory)
-ends the worker, whose traceback is on standard error, and a fresh one takes the next run. Workers leave when this
-process does.
+ends the worker, whose traceback is on standard error, and a fresh one takes the next run. Workers end when this
+process does, however it ends, so that none goes on beside those of the next start.
 """
 
 import os
 import signal
 from collections import deque
 from collections.abc import Callable, Sequence
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from threading import Thread
 
 from cache.errors import UserError
 from pipelines.benchmark.suite import BenchmarkRun
@@ -105,6 +106,7 @@ def _serve(connection: Connection, execute: Execute) -> None:
     import torch
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the first process ends the others
+    Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(1)
     while True:
         try:
@@ -112,6 +114,13 @@ def _serve(connection: Connection, execute: Execute) -> None:
         except EOFError:
             return
         connection.send(_attempt(run, execute))
+
+
+def _end_with_parent() -> None:
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)  # in the middle of a run: what it has published is whole, and the next start goes on from it
 
 
 def _attempt(run: BenchmarkRun, execute: Execute) -> str | None:
