@@ -178,7 +178,12 @@ def test_timestamps_count_from_the_samples_start(tmp_path: Path) -> None:
     stamped = pd.DataFrame({"stay": ["000", "000"], "name": "hr", "number": [1, 2]})
     stamped["t"] = pd.to_datetime(["2026-01-01 12:30:00.0", "2026-01-01 14:00:00.5"])
     stamped.to_parquet(raw / "vitals.parquet")
-    again = prepare_table(write_raw(raw, text, unit=None, start="admitted", file="vitals.parquet"), tmp_path / "b")
+    starts = pd.read_csv(raw / "samples.csv", dtype={"sample_id": str}, parse_dates=["admitted"])
+    raw.joinpath("samples.csv").unlink()
+    starts.to_parquet(raw / "samples.parquet")
+    declared = raw.joinpath("dataset.json").read_text().replace("vitals.csv", "vitals.parquet")
+    raw.joinpath("dataset.json").write_text(declared)
+    again = prepare_table(raw, tmp_path / "b")
     np.testing.assert_array_equal(grids(again)["000"], grids(table)["000"])
 
 
@@ -268,6 +273,14 @@ def test_a_column_of_a_wrong_type_is_refused(tmp_path: Path, wrong: str) -> None
     rows[column] = cells
     rows.to_parquet(raw / "vitals.parquet")
     with pytest.raises(UserError, match=message):
+        prepare_table(raw, tmp_path / "out")
+
+
+@pytest.mark.parametrize("file", ["vitals.csv", "vitals.csv.gz", "vitals.parquet"])
+def test_a_damaged_file_is_one_clear_error(tmp_path: Path, file: str) -> None:
+    raw = write_raw(tmp_path / "raw", GOOD, file=file)
+    (raw / file).write_bytes(b"stay,t,name,number\n000,1,\xff,80\n")
+    with pytest.raises(UserError, match=r"cannot be read to its end.*run the same command again"):
         prepare_table(raw, tmp_path / "out")
 
 
