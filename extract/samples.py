@@ -205,9 +205,7 @@ def validate(info: DatasetInfo, frame: pd.DataFrame, where: str) -> None:
     if info.schema_version != SCHEMA_VERSION:
         raise UserError(f"{where}: schema version {info.schema_version}; this version reads {SCHEMA_VERSION}.")
     _check_columns(info, frame, where)
-    if frame.empty:
-        raise UserError(f"{where}: the table has no rows. Check what `selfmask prepare` was given.")
-    _check_identity(frame, where)
+    check_identity(frame, where)
     _check_labels(info.label, frame, where)
     for modality in info.modalities:
         _check_cells(modality, frame, where)
@@ -239,7 +237,17 @@ def _check_columns(info: DatasetInfo, frame: pd.DataFrame, where: str) -> None:
         raise UserError(f"{where}: missing columns {absent}; the table has {sorted(frame.columns)}.")
 
 
-def _check_identity(frame: pd.DataFrame, where: str) -> None:
+def check_identity(frame: pd.DataFrame, where: str) -> None:
+    """Check samples, groups and splits, whatever the modalities.
+
+    Raises:
+        UserError: a column is absent, there is no row, an id is unusable or repeated, a group lies in several splits.
+    """
+    absent = [name for name in ("sample_id", "group_id", "split") if name not in frame.columns]
+    if absent:
+        raise UserError(f"{where}: missing columns {absent}; the table has {sorted(frame.columns)}.")
+    if frame.empty:
+        raise UserError(f"{where}: the table has no rows. Check what `selfmask prepare` was given.")
     ids = frame["sample_id"]
     if not ids.map(lambda value: isinstance(value, str) and value != "").all():
         raise UserError(f"{where}: sample_id must be a non-empty string in every row.")

@@ -23,7 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from cache.errors import UserError
 from extract.samples import CountStep, DatasetInfo, ModalitySpec, SamplesTable
-from extract.sources.series import bin_series
+from extract.sources.series import bin_series, whole_bins
 from extract.sources.splits import stratified_share
 from extract.task import LabelSpec
 
@@ -103,9 +103,7 @@ def _parse_options(options: Mapping[str, Any]) -> _Options:
     letters = [*chosen.train_sets, *chosen.test_sets]
     if len(set(letters)) != len(letters):
         raise UserError(f"train_sets and test_sets name a set twice: {letters}. A set has one role.")
-    bins = chosen.hours / chosen.bin_hours
-    if abs(bins - round(bins)) > 1e-6 or bins < 1:
-        raise UserError(f"hours {chosen.hours:g} is not a whole number of bin_hours {chosen.bin_hours:g}.")
+    whole_bins(chosen.hours, chosen.bin_hours)
     return chosen
 
 
@@ -224,7 +222,7 @@ def _arrays(text: str, options: _Options, lines: Counter[str]) -> dict[str, np.n
         found.setdefault(block, []).append((hours, column, value))
         if variable not in STATIC and not (variable == "Weight" and hours == 0):
             measured.add(block)
-    bins = round(options.hours / options.bin_hours)
+    bins = whole_bins(options.hours, options.bin_hours)
     return {block: _series(found[block], len(BLOCKS[block]), bins, options.bin_hours) for block in sorted(measured)}
 
 

@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from cache.errors import UserError
 from cache.publish import fingerprint, publish_folder, write_json
 from extract.samples import SamplesTable
@@ -52,6 +54,29 @@ def stage(raw: Path, out: Path, settings: Mapping[str, Any]) -> Path:
     for half in partial.rglob(".*.partial"):  # what a kill left in the middle of a file
         half.unlink()
     return partial
+
+
+def file_within(raw: Path, name: str, where: str) -> Path | None:
+    """Return a file of the raw folder, None if it is not there.
+
+    Raises:
+        UserError: the path leaves the folder; `where` says who names it.
+    """
+    try:
+        path = (raw / name).resolve()
+        found = path.is_file()
+    except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
+        return None
+    if not path.is_relative_to(raw.resolve()):
+        raise UserError(f"{where} names a file outside {raw}. Paths are relative to the table's folder.")
+    return path if found else None
+
+
+def set_missing(frame: pd.DataFrame, modality: str, rows: "pd.Series[bool]", reason: str) -> None:
+    """Give rows a reason why they lack a modality."""
+    name = f"{modality}_missing_reason"
+    frame[name] = frame.get(name, pd.Series(None, index=frame.index, dtype=object)).astype(object)
+    frame.loc[rows, name] = reason
 
 
 def _files(raw: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """A table of the user's own: csv, jsonl or parquet with declared columns, and the files that its cells name.
 
-`dataset.json` declares label and modalities, as in a finished table; nothing is guessed from the cells. An empty cell
-is missing, and so is a file that is not there, which is counted. A copy is made, because DVC owns and replaces its
-outputs; it holds the files that cells name and no others.
+`dataset.json` declares label and modalities, as in a finished table; nothing is guessed from the cells. A series may
+lie in a file with a row a measurement instead. An empty cell is missing, and so is a file that is not there, which is
+counted. A copy is made, because DVC owns and replaces its outputs; it holds the files that cells name and no others.
 """
 
 import json
@@ -20,11 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from cache.errors import UserError
 from cache.publish import replacing
 from extract.samples import DROPPED, CountStep, DatasetInfo, SamplesTable, label_columns, validate
+from extract.sources.long_form import DeclaredModality, add_long
 from extract.sources.splits import hash_fraction
-from extract.sources.staging import check_places, clear_when_full, publish, stage
+from extract.sources.staging import check_places, clear_when_full, file_within, publish, set_missing, stage
 
 NAMES = ("samples.csv", "samples.jsonl", "samples.parquet")
 NOT_IN_SOURCE = "not_in_source"
+LONG = ".long"  # folder of passes over files in long form, beside the copied files
 
 
 class Shares(BaseModel):
@@ -40,6 +42,7 @@ class Shares(BaseModel):
 class Declaration(DatasetInfo):
     """Content of the user's dataset.json."""
 
+    modalities: tuple[DeclaredModality, ...]
     assign: Shares | None = None
     """How rows with an empty split are placed; without it every row needs one."""
 
@@ -58,10 +61,11 @@ def prepare_table(raw: Path, out: Path) -> SamplesTable:
     declared = _declaration(raw / "dataset.json")
     source = _source(raw)
     frame = _placed(_parsed(_read(source), declared, source), declared, source)
-    frame, empty = _with_some_modality(frame, declared)
-    validate(declared, frame, str(source))
     with clear_when_full(out):
         partial = stage(raw, out, {})
+        declared = _with_long(raw, partial / LONG, declared, frame)
+        frame, empty = _with_some_modality(frame, declared)
+        validate(declared, frame, str(source))
         absent = _copy_files(raw, partial, declared, frame, source)
         frame, lost = _with_some_modality(frame, declared)
         return publish(partial, out, _write(raw, partial, declared, frame, pd.concat([empty, lost]), absent))
@@ -167,6 +171,18 @@ def _split(group: str, shares: Shares) -> str:
     return "test" if place < shares.test else "valid" if place < shares.test + shares.valid else "train"
 
 
+def _with_long(raw: Path, work: Path, declared: Declaration, frame: pd.DataFrame) -> Declaration:
+    """Add the series in long form to the frame; returns the declaration with their channels, roles and counts."""
+    modalities, counts, roles = list(declared.modalities), {}, {}
+    for place, modality in enumerate(modalities):
+        if modality.long:
+            modalities[place], counts[modality.name] = add_long(raw, work / str(place), modality, frame)
+            roles[modality.name] = modality.long.model_dump(exclude_none=True)
+    shutil.rmtree(work, ignore_errors=True)
+    source = {**declared.source, **({"measurements": counts, "long": roles} if counts else {})}
+    return declared.model_copy(update={"modalities": tuple(modalities), "source": source})
+
+
 def _copy_files(raw: Path, root: Path, declared: Declaration, frame: pd.DataFrame, source: Path) -> Counter[str]:
     """Copy the files that cells name; cells of absent files become missing, with a reason, and are counted."""
     absent: Counter[str] = Counter()
@@ -176,10 +192,8 @@ def _copy_files(raw: Path, root: Path, declared: Declaration, frame: pd.DataFram
         cells = frame[modality.column]
         there = {cell: _copy_file(raw, root, str(cell), source) for cell in cells.dropna().unique()}
         gone = pd.Series([not pd.isna(cell) and not there[cell] for cell in cells], index=frame.index, dtype=bool)
-        reasons = f"{modality.name}_missing_reason"
         if gone.any():
-            frame[reasons] = frame.get(reasons, pd.Series(None, index=frame.index, dtype=object)).astype(object)
-            frame.loc[gone, reasons] = NOT_IN_SOURCE
+            set_missing(frame, modality.name, gone, NOT_IN_SOURCE)
             frame.loc[gone, modality.column] = None
             absent[f"{modality.name}: files that are not there"] += int(gone.sum())
     return absent
@@ -187,17 +201,11 @@ def _copy_files(raw: Path, root: Path, declared: Declaration, frame: pd.DataFram
 
 def _copy_file(raw: Path, root: Path, cell: str, source: Path) -> bool:
     name = cell.partition("#")[0]
-    try:
-        path = (raw / name).resolve()
-        found = path.is_file()
-    except (OSError, ValueError, RuntimeError):  # too long, a null byte, a loop of links
-        return False
-    if not path.is_relative_to(raw.resolve()):
-        raise UserError(f"{source}: a cell names a file outside {raw}. Paths are relative to the table's folder.")
-    if found and not (root / name).exists():
+    path = file_within(raw, name, f"{source}: a cell")
+    if path and not (root / name).exists():
         with replacing(root / name) as temporary:
             shutil.copyfile(path, temporary)
-    return found
+    return path is not None
 
 
 def _with_some_modality(frame: pd.DataFrame, declared: Declaration) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -216,6 +224,6 @@ def _write(
     if (raw / "dropped.parquet").is_file():
         dropped = pd.concat([pd.read_parquet(raw / "dropped.parquet"), dropped])
     source: Mapping[str, Any] = {**declared.source, **({"rules": dict(sorted(absent.items()))} if absent else {})}
-    content = declared.model_dump(exclude={"assign"})
+    content = declared.model_dump(exclude={"assign": True, "modalities": {"__all__": {"long"}}})
     info = DatasetInfo.model_validate({**content, "source": source, "counts": [*declared.counts, step]})
     return SamplesTable.write(root, info, frame, dropped)

@@ -204,7 +204,7 @@ def _preparer(source: str) -> Any:
 def _report(table: "SamplesTable", out: Path) -> None:
     for step in table.info.counts:
         typer.echo(f"  {step.step}: {step.kept} kept, {step.dropped} dropped")
-    for whose in ("samples", "published"):  # one's own counts, and those to compare with
-        for name, by_split in table.info.source.get(whose, {}).items():
-            typer.echo(f"  {whose}, {name}: " + ", ".join(f"{split} {n}" for split, n in by_split.items()))
+    for whose in ("samples", "published", "measurements"):  # one's own, those to compare with, rows of long files
+        for name, by in table.info.source.get(whose, {}).items():
+            typer.echo(f"  {whose}, {name}: " + ", ".join(f"{key} {n}" for key, n in by.items()))
     typer.echo(f"wrote {out}: {len(table.frame)} samples, modalities {', '.join(table.modalities)}")

@@ -16,7 +16,8 @@ import pytest
 
 from cache.errors import UserError
 from extract.samples import SamplesTable
-from extract.sources.mimic4 import buckets, events, prepare, tables
+from extract.sources import buckets
+from extract.sources.mimic4 import events, prepare, tables
 from extract.sources.mimic4.layout import open_layout
 from extract.sources.mimic4.prepare import prepare_mimic4
 from pipelines.simulate.icu.cohort import simulate_icu

@@ -31,13 +31,14 @@ def set_up(example: Path, folder: Path) -> list[str]:
     return block(example, "bash").splitlines()
 
 
-def run(command: str, run_line: Any) -> None:
+def run(command: str, run_line: Any) -> str:
     program, *words = command.split()
     if program == "python":
         runpy.run_path(*words)
-        return
-    code, _, err = run_line(*words)
+        return ""
+    code, out, err = run_line(*words)
     assert code == 0, f"{command}: {err}"
+    return str(out)
 
 
 def test_there_are_three() -> None:
@@ -52,8 +53,9 @@ def test_its_folder_passes_the_check(
     monkeypatch.setattr("os.fsync", lambda descriptor: None)
     commands = set_up(example, tmp_path)
     assert " check " in commands[2]
-    for command in commands[:3]:
-        run(command, run_line)
+    printed = "".join(run(command, run_line) for command in commands[:3])
+    for counts in re.findall(r"`(measurements, .*?)`", example.read_text()):
+        assert counts in printed
     (samples,) = (tmp_path / "data").glob("*/samples")
     table = SamplesTable.read(samples)
     assert table.modalities == tuple(yaml.safe_load((tmp_path / "params.yaml").read_text())["dataset"]["modalities"])

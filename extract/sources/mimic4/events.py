@@ -12,8 +12,8 @@ from pathlib import Path
 
 import polars as pl
 
+from extract.sources.buckets import bucket_count, fill_buckets, frame_digest, stamp_of
 from extract.sources.mimic4 import variables as v
-from extract.sources.mimic4.buckets import bucket_count, fill_buckets, frame_digest, stamp_of
 from extract.sources.mimic4.layout import Layout
 from extract.sources.mimic4.options import Mimic4Options
 from extract.sources.mimic4.tables import Types, read_blocks, timestamp
@@ -38,9 +38,9 @@ def collect_events(
     cohort = stays.select("subject_id", "hadm_id", "stay_id", "intime", "window_end", "prediction_time")
     for kind, name in TABLES.items():
         path = layout.require(name)
-        stamp = stamp_of(path, kind, options.mode, frame_digest(cohort))
+        stamp = stamp_of(path, Path(__file__).parent, kind, options.mode, frame_digest(cohort))
         rows = _kept(path, kind, cohort, options.paper, counts)
-        fill_buckets(work / kind, stamp, rows, bucket_count(len(cohort)), counts)
+        fill_buckets(work / kind, stamp, rows, "stay_id", bucket_count(len(cohort)), counts)
 
 
 def _kept(path: Path, kind: str, cohort: pl.DataFrame, paper: bool, counts: Counter[str]) -> Iterator[pl.DataFrame]:

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cache.errors import UserError
+from extract.sources.series import whole_bins
 
 
 class Mimic4Options(BaseModel):
@@ -69,9 +70,7 @@ def parse_options(options: Mapping[str, Any]) -> Mimic4Options:
             "Options of mimic4: hours must be a number for mortality; only phenotyping may use the whole stay."
         )
     if chosen.hours is not None:
-        bins = chosen.hours / chosen.bin_hours
-        if abs(bins - round(bins)) > 1e-6 or bins < 1:
-            raise UserError(f"hours {chosen.hours:g} is not a whole number of bin_hours {chosen.bin_hours:g}.")
+        whole_bins(chosen.hours, chosen.bin_hours)
     if chosen.valid_share + chosen.test_share >= 1:
         raise UserError("Options of mimic4: valid_share and test_share leave nothing to train on.")
     return chosen

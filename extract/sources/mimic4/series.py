@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from extract.sources.buckets import read_buckets
 from extract.sources.mimic4 import variables as v
-from extract.sources.mimic4.buckets import read_buckets
 from extract.sources.mimic4.cleaning import clean, clean_as_published
 from extract.sources.mimic4.events import TABLES
 from extract.sources.series import bin_series

@@ -1,4 +1,4 @@
-"""Rows of a large table that are kept, in files by stay: one pass writes them, each bucket then fits in memory.
+"""Rows of a large table that are kept, in files by sample: one pass writes them, each bucket then fits in memory.
 
 A step is published by rename with a stamp of what it was made from; run again after an interruption it is taken as it
 is if the stamp still holds. Costs the kept rows on disk (16 bytes each before compression), removed at the end.
@@ -22,13 +22,12 @@ FLUSH_ROWS = 1 << 20
 STAMP = "stamp.json"
 
 
-def stamp_of(path: Path, *depends: Any) -> str:
-    """Return a digest of a file's name, size and time, of this package's code, and of what else a step depends on."""
-    code = [
-        source.read_text() for source in sorted(Path(__file__).parent.glob("*.*")) if source.suffix in (".py", ".csv")
-    ]
+def stamp_of(path: Path, code: Path, *depends: Any) -> str:
+    """Return a digest of a file's name, size and time, of the code in a folder and this one, and what else counts."""
+    sources = (*sorted(code.glob("*.*")), *sorted(Path(__file__).parent.glob("*.*")))
+    texts = [source.read_text() for source in sources if source.suffix in (".py", ".csv")]
     stat = path.stat()
-    return fingerprint([path.name, stat.st_size, stat.st_mtime_ns, code, *depends])
+    return fingerprint([path.name, stat.st_size, stat.st_mtime_ns, texts, *depends])
 
 
 def frame_digest(frame: pl.DataFrame) -> str:
@@ -41,13 +40,16 @@ def bucket_count(stays: int) -> int:
     return min(MOST, 1 + stays // STAYS_EACH)
 
 
-def fill_buckets(folder: Path, stamp: str, frames: Iterable[pl.DataFrame], buckets: int, counts: Counter[str]) -> None:
-    """Write `<folder>/<bucket>.parquet` from frames with `stay_id`, or keep those of an earlier run with this stamp.
+def fill_buckets(
+    folder: Path, stamp: str, frames: Iterable[pl.DataFrame], key: str, buckets: int, counts: Counter[str]
+) -> None:
+    """Write `<folder>/<bucket>.parquet` from frames, or keep those of an earlier run with this stamp.
 
     Args:
         folder: of this step alone.
         stamp: what the rows depend on.
         frames: same columns each; read only where it is needed.
+        key: their column of whole numbers, a sample each; a sample's rows lie in one bucket.
         buckets: how many.
         counts: what `frames` counts while it is read; of an earlier run, what it had counted.
     """
@@ -63,7 +65,7 @@ def fill_buckets(folder: Path, stamp: str, frames: Iterable[pl.DataFrame], bucke
         writers: dict[int, pq.ParquetWriter] = {}
         for frame in _batches(frames):
             for (bucket,), rows in (
-                frame.with_columns(_b=pl.col("stay_id") % buckets).partition_by("_b", as_dict=True).items()
+                frame.with_columns(_b=pl.col(key) % buckets).partition_by("_b", as_dict=True).items()
             ):
                 table = rows.drop("_b").to_arrow()
                 if bucket not in writers:
