@@ -59,6 +59,11 @@ class Shuffle:
         return np.argsort(turn[block], kind="stable")
 
 
+def share_of(total: int, rank: int, size: int) -> tuple[int, int]:
+    """Return the first place, and the last + 1, of a rank's consecutive share of `total`; it may be empty."""
+    return total * rank // size, total * (rank + 1) // size
+
+
 def _grouped(sizes: Array, limit: int) -> Iterator[tuple[int, int]]:
     """Yield (first, last + 1) of neighbours whose sizes sum to at most `limit`, or single ones that exceed it."""
     ends, first = np.cumsum(sizes), 0

@@ -7,6 +7,7 @@ budget, the index (24 bytes a sample and modality) and one minibatch. An epoch c
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import islice, tee
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from cache.bank import TokenBank, check_samples, padded_batch
 from cache.errors import UserError
 from cache.gather import FlatTokens, TokenBatch
 from cache.reading import StoredSamples
-from cache.shuffle import Shuffle, Window
+from cache.shuffle import Shuffle, Window, share_of
 from cache.store import TokenStore
 
 WINDOWS = 2
@@ -87,7 +88,24 @@ class StreamingBank:
         rank: int = 0,
         world_size: int = 1,
     ) -> Iterator[TokenBatch]:
+        """Yield the minibatches of `shares`; arguments as of it."""
+        for _, batch in self.shares(seed, epoch, batch_size, start=start, rows=rows, rank=rank, world_size=world_size):
+            yield batch
+
+    def shares(
+        self,
+        seed: int,
+        epoch: int,
+        batch_size: int,
+        *,
+        start: int = 0,
+        rows: Tensor | None = None,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> Iterator[tuple[Tensor, TokenBatch]]:
         """Yield the minibatches of one epoch, every sample once, in an order that (seed, epoch) determine.
+
+        With each come the samples, int64 [B], of the minibatch over all ranks.
 
         Args:
             seed: of the run.
@@ -99,21 +117,14 @@ class StreamingBank:
                 minibatch too small for all, one sample.
             world_size: how many processes share a minibatch.
         """
-        windows = self._windows(seed, epoch, batch_size, rows)
+        plan = self._shuffle(np.arange(len(self)) if rows is None else rows.numpy())
+        windows, again = tee(plan.windows(seed, epoch, batch_size))
+        whole = islice((batch for window in again for batch in window.batches), start, None)
         for window, flats in self._read_ahead(windows, start, rank, world_size):
             first = 0
             for chosen in window.batches:
-                yield self._gather(flats, chosen, np.arange(first, first + len(chosen)))
+                yield torch.from_numpy(next(whole)), self._gather(flats, chosen, np.arange(first, first + len(chosen)))
                 first += len(chosen)
-
-    def order(self, seed: int, epoch: int, batch_size: int, *, rows: Tensor | None = None) -> Iterator[Tensor]:
-        """Yield the samples, int64 [B], of each minibatch of `epoch` over all ranks; reads no token."""
-        for window in self._windows(seed, epoch, batch_size, rows):
-            yield from map(torch.from_numpy, window.batches)
-
-    def _windows(self, seed: int, epoch: int, batch_size: int, rows: Tensor | None) -> Iterator[Window]:
-        plan = self._shuffle(np.arange(len(self)) if rows is None else rows.numpy())
-        return plan.windows(seed, epoch, batch_size)
 
     def _shuffle(self, rows: np.ndarray) -> Shuffle:
         """Blocks follow the storage of the largest modality; the next ones order the samples that lack it."""
@@ -202,7 +213,7 @@ def _shares(windows: Iterator[Window], start: int, rank: int, world_size: int) -
     """Yield a rank's share of the minibatches from `start` on."""
     for window in windows:
         whole = window.batches[max(0, start - window.first_batch) :]
-        bounds = [(len(b) * rank // world_size, len(b) * (rank + 1) // world_size) for b in whole]
+        bounds = [share_of(len(batch), rank, world_size) for batch in whole]
         batches = [batch[first : max(last, first + 1)] for batch, (first, last) in zip(whole, bounds, strict=True)]
         if batches:
             yield Window(max(start, window.first_batch), batches)

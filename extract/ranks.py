@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from cache.errors import UserError
+from cache.shuffle import share_of
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Ranks:
 
     def share(self, total: int) -> Share:
         """Split a global batch as evenly as possible; a rank may get nothing."""
-        return Share(total * self.rank // self.size, total * (self.rank + 1) // self.size, total)
+        return Share(*share_of(total, self.rank, self.size), total)
 
     def add_gradients(self, loss: Tensor, parameters: Iterable[nn.Parameter]) -> Tensor:
         """Add up gradients over the ranks, in place; returns the added loss.

@@ -230,9 +230,8 @@ def _epoch_batches(
     ranks: Ranks,
 ) -> Iterator[SharedBatch]:
     if isinstance(bank, StreamingBank):
-        whole = bank.order(seed, epoch, batch_size, rows=usable)
-        own = bank.epoch(seed, epoch, batch_size, rows=usable, rank=ranks.rank, world_size=ranks.size)
-        return (as_share(bank, rows, batch, ranks) for rows, batch in zip(whole, own, strict=True))
+        shares = bank.shares(seed, epoch, batch_size, rows=usable, rank=ranks.rank, world_size=ranks.size)
+        return (as_share(bank, rows, batch, ranks) for rows, batch in shares)
     order = usable[torch.randperm(len(usable), generator=generator)]
     return (gather_share(bank, rows, ranks) for rows in order.split(batch_size))
 
